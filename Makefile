@@ -1,0 +1,78 @@
+# make demo | demo-destroy | check | test | test-full | lock
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-builtin-rules --no-print-directory
+.DEFAULT_GOAL := help
+
+DEMO_PORT ?= 8188
+UPSTREAMS ?= auto
+# 0 runs the tasks without Mitogen.
+MITOGEN ?= 1
+
+VENV := $(CURDIR)/.venv
+BIN := $(VENV)/bin
+export PATH := $(BIN):$(PATH)
+export PYTHONPATH := $(CURDIR)/tests
+export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
+ifeq ($(MITOGEN),1)
+export ANSIBLE_STRATEGY := mitogen_linear
+export ANSIBLE_STRATEGY_PLUGINS = $(shell $(BIN)/python -c 'import ansible_mitogen, os; print(os.path.join(os.path.dirname(ansible_mitogen.__file__), "plugins", "strategy"))')
+endif
+
+# The newest Python that really runs: version managers leave shims that only print an error.
+PYTHON = $(shell for p in python3.13 python3.12 python3.11 python3 /usr/bin/python3; do \
+  if "$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then echo "$$p"; break; fi; done)
+
+.PHONY: help demo demo-destroy check test test-full lock setup
+help: ## Show the commands
+	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
+
+setup: $(VENV)/locked
+
+$(VENV)/locked: requirements.txt
+	@python="$(PYTHON)"
+	if [ -z "$$python" ]; then
+	  echo "No Python 3.11 to 3.13 with venv found on PATH. On Debian or Ubuntu type: apt-get install python3-venv" >&2
+	  exit 1
+	fi
+	echo "==> Setting up the control node in .venv with $$($$python --version) (about a minute) ..."
+	rm -rf "$(VENV)"
+	"$$python" -m venv "$(VENV)"
+	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements.txt
+	touch "$@"
+
+demo: setup ## Provision a sandbox host from nothing; ComfyUI at http://127.0.0.1:8188
+	@python -m sandbox up demo --port $(DEMO_PORT) --upstreams $(UPSTREAMS)
+	echo "==> Provisioning the sandbox host: ansible-playbook site.yml (some minutes, the image build is the longest) ..."
+	ansible-playbook --inventory .cache/sandbox/demo site.yml
+	echo "==> Verifying it: ansible-playbook playbooks/verify.yml (about a minute) ..."
+	ansible-playbook --inventory .cache/sandbox/demo playbooks/verify.yml
+	echo
+	echo "ComfyUI answers at http://127.0.0.1:$(DEMO_PORT) and has rendered an image; the evidence is in artifacts/demo/."
+	echo "Stop and remove it all: make demo-destroy"
+
+demo-destroy: setup ## Remove everything that the demo made
+	@python -m sandbox down demo
+
+check: setup ## Lint and unit tests
+	@ruff format --check
+	ruff check
+	mypy
+	yamllint --strict .
+	ansible-lint
+	ansible-playbook --syntax-check site.yml playbooks/*.yml
+	pytest --quiet
+
+test: check ## Everything that gates a change, without a GPU: check, then the scenarios
+	@UPSTREAMS=standin python -m sandbox scenarios
+
+lock: setup ## Make the locks anew
+	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	  --custom-compile-command "make lock" --output-file requirements.txt requirements.in
+	cd roles/comfyui_image/files/locks
+	for wanted in *.in; do
+	  uv pip compile --quiet --upgrade --universal --python-version 3.12 --generate-hashes --no-emit-index-url --no-annotate \
+	    --overrides base.txt $$(sed -nE 's/^([a-z]+) ;.*/--no-emit-package \1/p' base.txt) \
+	    --custom-compile-command "make lock" --output-file "$${wanted%.in}.txt" "$$wanted"
+	done

@@ -1,0 +1,113 @@
+"""Make and remove sandboxes: `python -m sandbox up|down|destroy-upstreams NAME`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+from docker import DockerClient
+
+from sandbox import containers, upstreams
+from sandbox.engine import connect, ensure_engine
+from sandbox.images import machine_certificates
+from sandbox.stages import RefusalError
+
+ROOT = Path(__file__).parents[2]
+STATE = ROOT / ".cache" / "sandbox"
+HOST_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
+
+
+def inventory_folder(name: str) -> Path:
+    """Where the inventory of a sandbox lies."""
+    return STATE / name
+
+
+def write_inventory(client: DockerClient, name: str, mode: str) -> dict[str, Any]:
+    """The sandbox as an inventory: its connection, and where its upstreams are. The site's own variables apply.
+
+    Returns the host's variables.
+    """
+    folder = inventory_folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "group_vars"
+    if not link.is_symlink():
+        link.symlink_to(os.path.relpath(ROOT / "inventory" / "group_vars", folder))
+    variables: dict[str, Any] = {
+        "ansible_connection": "community.docker.docker",
+        "ansible_host": containers.full_name(name),
+        # The sandbox has the stand-in driver's GPU: its devices are handed over, the computing is done on the CPU.
+        "comfyui_device": "cpu",
+        "comfyui_gpus": "all",
+        **upstreams.upstream_variables(client, mode),
+    }
+    if machine_certificates():
+        variables["comfyui_extra_ca_bundle"] = HOST_BUNDLE
+    hosts = {"dgx": {"hosts": {name: variables}}}
+    (folder / "hosts.yml").write_text("---\n" + yaml.safe_dump(hosts, sort_keys=False))
+    return variables
+
+
+def refuse_taken_port(port: int) -> None:
+    """Refuse a port of this machine's loopback that somebody listens on."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise RefusalError(
+                f"Port {port} of 127.0.0.1 is in use ({error.strerror}). Stop what listens there "
+                f"(ss -ltnp 'sport = :{port}' names it), or choose another: make demo DEMO_PORT=8189"
+            ) from error
+
+
+def up(name: str, mode: str, port: int | None) -> None:
+    """Make the sandbox and its inventory, or go on with the one that is there."""
+    client = connect()
+    if port and not (client and containers.find(client, name)):
+        refuse_taken_port(port)
+    client = ensure_engine()
+    host = containers.ensure_host(client, name, port)
+    variables = write_inventory(client, name, mode)
+    base = str(variables.get("comfyui_base_image", ""))
+    if base:
+        containers.trust_registry(host, base.split("/", maxsplit=1)[0])
+
+
+def down(name: str) -> None:
+    """Remove the sandbox and its inventory."""
+    client = connect()
+    if client:
+        containers.remove(client, name)
+    folder = inventory_folder(name)
+    if folder.exists():
+        (folder / "group_vars").unlink(missing_ok=True)
+        (folder / "hosts.yml").unlink(missing_ok=True)
+        folder.rmdir()
+
+
+def main() -> int:
+    """Entry point; a refusal is one sentence on stderr and status 1."""
+    parser = argparse.ArgumentParser(prog="sandbox", description=__doc__)
+    parser.add_argument("verb", choices=["up", "down"])
+    parser.add_argument("name")
+    parser.add_argument("--port", type=int, default=None)
+    parser.add_argument("--upstreams", default=os.environ.get("UPSTREAMS", "auto"))
+    arguments = parser.parse_args()
+    try:
+        if arguments.verb == "up":
+            up(arguments.name, arguments.upstreams, arguments.port)
+        else:
+            down(arguments.name)
+    except RefusalError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
