@@ -59,7 +59,8 @@ files:
   type: dict
   sample:
     /etc/docker/daemon.json:
-      {"kind": "file", "mode": "0644", "uid": 0, "gid": 0, "size_b": 3, "link": null, "content": "{}\n"}
+      {"kind": "file", "mode": "0644", "uid": 0, "gid": 0, "size_b": 3, "mtime_ns": 1767225600000000000, "inode": 4711,
+       "link": null, "content": "{}\n"}
 packages:
   description: Installed version and hold of each package; both empty where it is not installed.
   returned: always
@@ -98,6 +99,8 @@ def describe_file(path: str, *, with_content: bool) -> dict[str, Any]:
         "uid": None,
         "gid": None,
         "size_b": None,
+        "mtime_ns": None,
+        "inode": None,
         "link": os.readlink(path) if os.path.islink(path) else None,
         "content": None,
     }
@@ -111,6 +114,8 @@ def describe_file(path: str, *, with_content: bool) -> dict[str, Any]:
         uid=status.st_uid,
         gid=status.st_gid,
         size_b=status.st_size,
+        mtime_ns=status.st_mtime_ns,
+        inode=status.st_ino,
     )
     if with_content and found["kind"] == "file" and status.st_size <= CONTENT_LIMIT_B:
         with open(path, "rb") as handle:
