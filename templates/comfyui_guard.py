@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """Starts and stops ComfyUI's container as the current release says; comfyui.service calls it.
 
-A release is a JSON file below /etc/comfyui/releases; /etc/comfyui/current points at the one to run. The container is made
-once per release and adopted afterwards, so that a restart of the engine or of this unit leaves it alone.
+A release is a JSON file below /etc/comfyui/releases; /etc/comfyui/current points at the one to run. The container
+is made once per release and adopted afterwards, so that a restart of the engine or of this unit leaves it alone.
 Standard library only: it runs on the host's own Python.
 """
 
@@ -32,7 +32,9 @@ def load_release(path: Path = CURRENT) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise GuardError(f"{path} points at no release. Run ansible-playbook site.yml for this host.") from error
     except ValueError as error:
-        raise GuardError(f"{target} is not valid JSON ({error}). Run ansible-playbook site.yml for this host.") from error
+        raise GuardError(
+            f"{target} is not valid JSON ({error}). Run ansible-playbook site.yml for this host."
+        ) from error
     return {**release, "id": target.stem}
 
 
@@ -62,7 +64,7 @@ def run_arguments(release: dict[str, Any]) -> list[str]:
         "--security-opt",
         "no-new-privileges",
         "--tmpfs",
-        f"/tmp:rw,nosuid,nodev,size={release['tmp_size']}",
+        f"/tmp:rw,nosuid,nodev,size={release['tmp_size']}",  # noqa: S108 - in the container
         "--shm-size",
         release["shm_size"],
         *[word for mount in mounts for word in ("--mount", mount)],

@@ -27,11 +27,8 @@ def inventory_folder(name: str) -> Path:
     return STATE / name
 
 
-def write_inventory(client: DockerClient, name: str, mode: str) -> dict[str, Any]:
-    """The sandbox as an inventory: its connection, and where its upstreams are. The site's own variables apply.
-
-    Returns the host's variables.
-    """
+def write_inventory(client: DockerClient, name: str, mode: str) -> None:
+    """The sandbox as an inventory: its connection, and where its upstreams are. The site's own variables apply."""
     folder = inventory_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
     link = folder / "group_vars"
@@ -49,7 +46,6 @@ def write_inventory(client: DockerClient, name: str, mode: str) -> dict[str, Any
         variables["comfyui_extra_ca_bundle"] = HOST_BUNDLE
     hosts = {"dgx": {"hosts": {name: variables}}}
     (folder / "hosts.yml").write_text("---\n" + yaml.safe_dump(hosts, sort_keys=False))
-    return variables
 
 
 def refuse_taken_port(port: int) -> None:
@@ -72,10 +68,9 @@ def up(name: str, mode: str, port: int | None) -> None:
         refuse_taken_port(port)
     client = ensure_engine()
     host = containers.ensure_host(client, name, port)
-    variables = write_inventory(client, name, mode)
-    base = str(variables.get("comfyui_base_image", ""))
-    if base:
-        containers.trust_registry(host, base.split("/", maxsplit=1)[0])
+    write_inventory(client, name, mode)
+    if standins := containers.find(client, "upstreams"):
+        containers.introduce_upstreams(host, standins)
 
 
 def down(name: str) -> None:

@@ -26,6 +26,9 @@ REGISTRY_PORT = 5000
 SERVICE_PORTS = [80, REGISTRY_PORT, 8001]
 BOOT_LIMIT_S = 60
 BASE_REPOSITORY = "standin/pytorch"
+# The stand-ins' name in a sandbox host: their address may change, what was built from it must not.
+UPSTREAMS_NAME = "upstreams.test"
+REGISTRY = f"{UPSTREAMS_NAME}:{REGISTRY_PORT}"
 # NVIDIA's character devices, which the stand-in driver makes: control and GPU nodes 195, nvidia-uvm 510
 # (on a real host the kernel picks that one).
 DEVICE_RULES = ["c 195:* rwm", "c 510:* rwm"]
@@ -216,7 +219,14 @@ def ensure_base(client: DockerClient, upstreams: Container) -> str:
                     raise RefusalError(f"pushing {repository}:{tag} failed: {event['error']}") from None
             client.images.remove(f"{repository}:{tag}")
         digest = str(client.images.get_registry_data(f"{repository}:{tag}").id)
-    return f"{address_of(upstreams)}:{REGISTRY_PORT}/{BASE_REPOSITORY}:{tag}@{digest}"
+    return f"{REGISTRY}/{BASE_REPOSITORY}:{tag}@{digest}"
+
+
+def as_root(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """The entry, owned by root: the machine's own numbers mean nothing in a container."""
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
 
 
 def serve_repository(upstreams: Container, source: Path, ref: str) -> tuple[str, str]:
@@ -235,10 +245,10 @@ def serve_repository(upstreams: Container, source: Path, ref: str) -> tuple[str,
             raise RefusalError(f"{source} has no tag {ref}. Type: git -C {source} tag {ref} COMMIT")
         buffer = io.BytesIO()
         with tarfile.open(fileobj=buffer, mode="w") as archive:
-            archive.add(bare, arcname="local.git", filter=lambda entry: entry.replace(uid=0, gid=0, uname="", gname=""))
+            archive.add(bare, arcname="local.git", filter=as_root)
         upstreams.exec_run(["rm", "-rf", "/srv/upstreams/git/local.git"])
         upstreams.put_archive("/srv/upstreams/git", buffer.getvalue())
-    return f"http://{address_of(upstreams)}/git/local.git", commit
+    return f"http://{UPSTREAMS_NAME}/git/local.git", commit
 
 
 def ensure_host(client: DockerClient, name: str, port: int | None) -> Container:
@@ -258,16 +268,24 @@ def ensure_host(client: DockerClient, name: str, port: int | None) -> Container:
         return start_host(client, name, image, ports={FORWARD_PORT: ("127.0.0.1", port)}, volumes=["/var/lib/docker"])
 
 
-def trust_registry(host: Container, registry: str) -> None:
-    """Let the host's engine-to-be pull from a registry without TLS, as its operator would: the roles must keep it."""
-    setting = json.dumps({"insecure-registries": [registry]}).encode()
+def introduce_upstreams(host: Container, upstreams: Container) -> None:
+    """Give the stand-ins their name on the host, and let its engine-to-be pull from their registry without TLS.
+
+    Both are what the operator of such a host would have set: the roles must keep them.
+    """
+    lines = [line for line in ask(host, "cat", "/etc/hosts").splitlines() if not line.endswith(UPSTREAMS_NAME)]
+    hosts = "\n".join([*lines, f"{address_of(upstreams)} {UPSTREAMS_NAME}", ""])
+    # Docker mounts this file: it can be written, not replaced.
+    host.exec_run(["python3", "-c", "import sys; open('/etc/hosts', 'w').write(sys.argv[1])", hosts])
+    if host.exec_run(["test", "-e", "/etc/docker/daemon.json"]).exit_code == 0:
+        return
+    setting = json.dumps({"insecure-registries": [REGISTRY]}).encode()
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         entry = tarfile.TarInfo("docker/daemon.json")
         entry.size = len(setting)
         archive.addfile(entry, io.BytesIO(setting))
-    if host.exec_run(["test", "-e", "/etc/docker/daemon.json"]).exit_code != 0:
-        host.put_archive("/etc", buffer.getvalue())
+    host.put_archive("/etc", buffer.getvalue())
 
 
 def standin_facts(upstreams: Container) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 from docker import DockerClient
 
-from sandbox.containers import address_of, ensure_base, ensure_upstreams, serve_repository, standin_facts
+from sandbox.containers import UPSTREAMS_NAME, ensure_base, ensure_upstreams, serve_repository, standin_facts
 from sandbox.stages import RefusalError, stage
 
 PROBE_LIMIT_S = 5
@@ -82,7 +82,7 @@ def upstream_variables(client: DockerClient, mode: str) -> dict[str, Any]:
     else:
         standins = ensure_upstreams(client)
         facts = standin_facts(standins)
-        base_url = f"http://{address_of(standins)}"
+        base_url = f"http://{UPSTREAMS_NAME}"
     if repository:
         variables.update(
             comfyui_source_repo=repository, comfyui_source_commit=os.environ.get("COMFYUI_SOURCE_COMMIT", "")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -24,7 +25,7 @@ def load_gate() -> ModuleType:
 
 
 @pytest.fixture(name="torch")
-def fake_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def fake_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A package named torch with metadata, so that the gate runs here without PyTorch."""
     package = tmp_path / "site" / "torch"
     package.mkdir(parents=True)

@@ -1,0 +1,46 @@
+"""Filters of the role model_store: what is wrong with its input, what to look at, what to do."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+# The control node imports no module_utils by itself; hosts and control node are to judge by the same functions.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "module_utils"))
+
+import model_files as rules
+
+
+def model_store_entries(catalogue: Mapping[str, Any], models: list[str]) -> dict[str, Any]:
+    """The wanted part of a catalogue."""
+    return {name: catalogue[name] for name in models}
+
+
+def model_store_paths(entries: Mapping[str, Any], directory: str, folders: list[str]) -> dict[str, list[str]]:
+    """What host_probe is to look at: `files`, and `contents` (the records)."""
+    dests = [rules.entry_dest(directory, entry) for entry in entries.values()]
+    layout = rules.layout(directory, [*folders, *(entry["folder"] for entry in entries.values())])
+    return {
+        "files": [*layout, *dests, *(f"{dest}.part" for dest in dests)],
+        "contents": [f"{dest}.verified.json" for dest in dests],
+    }
+
+
+def model_store_plan(probe: Mapping[str, Any], **wanted: Any) -> dict[str, Any]:
+    """Compare a probe of `model_store_paths` with what is wanted; see model_files.plan_store."""
+    return rules.plan_store(probe=probe, **wanted)
+
+
+class FilterModule:
+    """The filters, by name."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "model_store_problems": rules.store_problems,
+            "model_store_entries": model_store_entries,
+            "model_store_paths": model_store_paths,
+            "model_store_ancestors": rules.ancestors,
+            "model_store_plan": model_store_plan,
+        }

@@ -1,0 +1,339 @@
+"""What a model file on the host should be, and whether it is: pure functions of the model store."""
+
+from __future__ import annotations
+
+import json
+import math
+import os.path
+import re
+import urllib.parse
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+GIB = 1 << 30
+# Left free beside the files themselves: a full root filesystem is a broken host.
+SPACE_MARGIN_B = 256 << 20
+# A header of this size would be a file of ten thousands of tensors; the format's own reader stops there as well.
+SAFETENSORS_HEADER_LIMIT_B = 100_000_000
+PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
+    "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
+}  # fmt: skip
+REDIRECT_LIMIT = 10
+RETRY_AFTER_LIMIT_S = 300.0
+
+_REQUIRED = {"repo", "commit", "path", "size_b", "sha256", "folder", "licence"}
+_OPTIONAL = {"filename", "allow_pickle"}
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
+
+
+def gib(size_b: int) -> str:
+    """A size for people; binary units, since a 6.9 GB file has 6.5 GiB."""
+    return f"{size_b / GIB:.2f} GiB" if size_b >= GIB // 100 else f"{size_b} bytes"
+
+
+def is_pickle(path: str) -> bool:
+    """Whether loading such a file can run code that is in it."""
+    return path.lower().endswith(PICKLE_SUFFIXES)
+
+
+def path_problem(path: object) -> str:
+    """Why `path` cannot be used as a relative path; empty where it can."""
+    if not isinstance(path, str) or not path:
+        return "is empty"
+    if any(not _NAME.fullmatch(part) for part in path.split("/")):
+        return f"is {path!r}: parts of letters, digits and . _ + - only, none of them '..' or empty"
+    return ""
+
+
+def entry_problems(name: str, entry: object) -> list[str]:
+    """Everything that is wrong with one catalogue entry, each as a sentence."""
+    if not isinstance(entry, Mapping):
+        return [f"model {name}: its entry is not a mapping"]
+    missing = sorted(_REQUIRED - set(entry))
+    unknown = sorted(set(entry) - _REQUIRED - _OPTIONAL)
+    problems = [f"{key} is missing" for key in missing] + [f"{key} is not a key of an entry" for key in unknown]
+    for key, length in (("commit", 40), ("sha256", 64)):
+        if key in entry and not re.fullmatch(rf"[0-9a-f]{{{length}}}", str(entry[key])):
+            problems.append(f"{key} is {entry[key]!r}, not {length} hexadecimal digits in lower case")
+    size_b = entry.get("size_b", 1)
+    if isinstance(size_b, bool) or not isinstance(size_b, int) or size_b <= 0:
+        problems.append(f"size_b is {size_b!r}, not a number of bytes")
+    if "repo" in entry and not re.fullmatch(rf"{_NAME.pattern}/{_NAME.pattern}", str(entry["repo"])):
+        problems.append(f"repo is {entry['repo']!r}, not owner/name")
+    paths = {key: path_problem(entry[key]) for key in ("path", "folder", "filename") if key in entry}
+    problems += [f"{key} {problem}" for key, problem in paths.items() if problem]
+    if "/" in str(entry.get("filename", "")):
+        problems.append(f"filename is {entry['filename']!r}: the folder has a key of its own")
+    if not isinstance(entry.get("allow_pickle", False), bool):
+        problems.append(f"allow_pickle is {entry['allow_pickle']!r}, not true or false")
+    elif any(is_pickle(str(entry.get(key, ""))) for key in ("path", "filename")) and not entry.get("allow_pickle"):
+        problems.append(
+            f"{entry.get('path')} is a pickle, which can run code when it is loaded: take a .safetensors file, "
+            "or set allow_pickle: true in the entry if you trust whoever made it"
+        )
+    return [f"model {name}: {problem}" for problem in problems]
+
+
+def entry_dest(directory: str, entry: Mapping[str, Any]) -> str:
+    """Where the file of an entry lies on the host."""
+    return os.path.join(directory, entry["folder"], entry.get("filename") or os.path.basename(entry["path"]))
+
+
+def store_problems(catalogue: object, models: object, directory: object) -> list[str]:
+    """Everything that is wrong with what a role was given; only the entries that are wanted are read."""
+    if not isinstance(catalogue, Mapping) or not isinstance(models, list):
+        return ["the catalogue is a mapping of name to entry, the models are a list of its names"]
+    problems: list[str] = []
+    if not isinstance(directory, str) or not re.fullmatch(r"(/[^/\s]+)+", directory) or "/../" in f"{directory}/":
+        problems.append(f"the folder of the models is {directory!r}, not an absolute path without '..' and blanks")
+    known = ", ".join(sorted(catalogue)) or "nothing"
+    problems += [f"model {name} is not in the catalogue, which has {known}" for name in models if name not in catalogue]
+    wanted = [name for name in models if name in catalogue]
+    broken = [problem for name in wanted for problem in entry_problems(name, catalogue[name])]
+    if problems or broken:
+        return problems + broken
+    owners: dict[str, str] = {}
+    for name in wanted:
+        dest = entry_dest(str(directory), catalogue[name])
+        if dest in owners:
+            problems.append(f"models {owners[dest]} and {name} are both {dest}: give one of them a filename")
+        owners[dest] = name
+    return problems
+
+
+def resolve_url(endpoint: str, repo: str, commit: str, path: str) -> str:
+    """The address of a file on a hub, or on what speaks its protocol."""
+    return f"{endpoint.rstrip('/')}/{repo}/resolve/{commit}/{urllib.parse.quote(path)}"
+
+
+def credentials(url: str) -> list[str]:
+    """The user's password in an address, as written and as meant, for hiding."""
+    password = urllib.parse.urlsplit(url).password
+    return sorted({password, urllib.parse.unquote(password)}) if password else []
+
+
+def without_credentials(url: str) -> str:
+    """An address that may be shown and recorded: no user, no query (a content network signs with it)."""
+    parts = urllib.parse.urlsplit(url)
+    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def next_hop(current: str, location: str) -> tuple[str, bool]:
+    """Where a redirect leads, and whether it stays on the same host (only then may a token go along).
+
+    Raises ValueError where it leaves the web, or encryption.
+    """
+    target = urllib.parse.urljoin(current, location)
+    old, new = urllib.parse.urlsplit(current), urllib.parse.urlsplit(target)
+    if new.scheme not in ("http", "https") or not new.netloc:
+        raise ValueError(f"it redirects to {without_credentials(target)}, which is no web address")
+    if old.scheme == "https" and new.scheme == "http":
+        raise ValueError(f"it redirects from https to {without_credentials(target)}, in clear")
+    return target, (old.scheme, old.hostname, old.port) == (new.scheme, new.hostname, new.port)
+
+
+def strong_etag(value: str | None) -> str:
+    """An entity tag that If-Range accepts, else empty. Source: RFC 9110 section 13.1.5."""
+    return value if value and re.fullmatch(r'"[^"]*"', value) else ""
+
+
+def parse_content_range(value: str | None) -> tuple[int, int, int | None]:
+    """First byte, last byte and size of the whole (None: unknown). Raises ValueError. Source: RFC 9110 section 14.4."""
+    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", (value or "").strip())
+    if match is None:
+        raise ValueError(f"Content-Range is {value!r}")
+    first, last = int(match[1]), int(match[2])
+    total = None if match[3] == "*" else int(match[3])
+    if first > last or (total is not None and last >= total):
+        raise ValueError(f"Content-Range is {value!r}")
+    return first, last, total
+
+
+def linked_digest(value: str | None) -> str:
+    """The SHA-256 that a hub names for a file in large-file storage (X-Linked-Etag); empty where it names none."""
+    match = re.fullmatch(r'(?:W/)?"?([0-9a-fA-F]{64})"?', (value or "").strip())
+    return match[1].lower() if match else ""
+
+
+def retry_after_s(value: str | None) -> float:
+    """Seconds that a server asks for; 0 where it does not ask, or names a date (the usual delay serves then)."""
+    return min(float(value), RETRY_AFTER_LIMIT_S) if value and re.fullmatch(r"\d{1,9}", value.strip()) else 0.0
+
+
+def backoff_s(attempt: int, first_s: float, asked_s: float = 0.0) -> float:
+    """Pause after a failed attempt (the first is 1): doubled each time up to a minute, or what was asked for."""
+    return max(min(first_s * 2.0 ** min(attempt - 1, 30), 60.0), asked_s)
+
+
+def status_is_temporary(status: int) -> bool:
+    """Whether the same request may succeed later."""
+    return status in (408, 425, 429) or 500 <= status <= 599
+
+
+def explain_status(status: int, code: str, url: str, *, has_token: bool) -> str:
+    """What an HTTP error of a hub means and what to do, from its status and X-Error-Code."""
+    shown = without_credentials(url)
+    given = "the token was sent" if has_token else "no token was sent"
+    if status == 401 and code == "RepoNotFound":
+        return (
+            f"{shown}: HTTP 401, the repository does not exist, or is private ({given}). "
+            "Check repo in the catalogue; for a private one set model_store_token to a token that may read it."
+        )
+    if status in (401, 403):
+        return (
+            f"{shown}: HTTP {status}{f' {code}' if code else ''}, access refused ({given}). The repository is gated or "
+            "private: accept its terms on its page, then set model_store_token to a token of that account (in a vault)."
+        )
+    if status == 404:
+        what = {
+            "RepoNotFound": "the repository does not exist: check repo",
+            "RevisionNotFound": "the repository has no such commit: check commit",
+            "EntryNotFound": "the repository has no such file at this commit: check path",
+        }.get(code, "check repo, commit and path, and that the endpoint speaks the hub's resolve protocol")
+        return f"{shown}: HTTP 404, {what} in the catalogue."
+    return f"{shown}: HTTP {status}{f' {code}' if code else ''}."
+
+
+def safetensors_header_b(first: bytes, size_b: int) -> int:
+    """Length of the header that follows the first 8 bytes. Raises ValueError where that cannot be."""
+    length_b = int.from_bytes(first, "little")
+    if len(first) != 8 or length_b > min(size_b - 8, SAFETENSORS_HEADER_LIMIT_B):
+        raise ValueError(f"its header would have {length_b} bytes, the file has {size_b}")
+    return length_b
+
+
+def check_safetensors(header: bytes, data_b: int) -> int:
+    """Check that the header parses and its tensors fill the data behind it; returns the number of tensors.
+
+    Raises ValueError.
+    """
+    try:
+        parsed = json.loads(header)
+    except ValueError as error:
+        raise ValueError(f"its header is not JSON: {error}") from None
+    if not isinstance(parsed, dict):
+        raise ValueError("its header is not a JSON object")
+    tensors = {name: entry for name, entry in parsed.items() if name != "__metadata__"}
+    highest_b = 0
+    for name, entry in tensors.items():
+        try:
+            begin_b, end_b = entry["data_offsets"]
+            shape, dtype = entry["shape"], entry["dtype"]
+            fits = 0 <= begin_b <= end_b <= data_b
+            bits = math.prod(shape) * DTYPE_BITS[dtype] if dtype in DTYPE_BITS else (end_b - begin_b) * 8
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"tensor {name} is not described by dtype, shape and data_offsets") from None
+        if not fits:
+            raise ValueError(f"tensor {name} lies at {begin_b} to {end_b}, there are {data_b} bytes of data")
+        if bits != (end_b - begin_b) * 8:
+            raise ValueError(f"tensor {name} has {end_b - begin_b} bytes, shape {shape} in {dtype} needs {bits / 8:g}")
+        highest_b = max(highest_b, end_b)
+    if highest_b != data_b:
+        raise ValueError(f"its tensors end at {highest_b}, there are {data_b} bytes of data")
+    return len(tensors)
+
+
+def make_record(
+    *, sha256: str, size_b: int, mtime_ns: int, inode: int, verified_at: str, source: str, licence: str
+) -> str:
+    """What is written beside a file whose bytes were proved."""
+    record = {
+        "sha256": sha256,
+        "size_b": size_b,
+        "mtime_ns": mtime_ns,
+        "inode": inode,
+        "verified_at": verified_at,
+        "source": source,
+        "licence": licence,
+    }
+    return json.dumps(record, indent=2) + "\n"
+
+
+def agrees(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
+    """Whether everything wanted is found so; Ansible's own mappings compare by key only."""
+    return all(key in found and found[key] == value for key, value in wanted.items())
+
+
+def record_proves(record: str | None, found: Mapping[str, Any], *, sha256: str, size_b: int) -> bool:
+    """Whether a record says of this very file (size, mtime_ns, inode) that it has this digest."""
+    try:
+        noted = json.loads(record or "")
+    except ValueError:
+        return False
+    wanted = {"sha256": sha256, "size_b": size_b, "mtime_ns": found["mtime_ns"], "inode": found["inode"]}
+    return isinstance(noted, dict) and found["size_b"] == size_b and agrees(noted, wanted)
+
+
+def layout(directory: str, folders: Iterable[str]) -> list[str]:
+    """The store's folder and all below it, parents first."""
+    paths = {directory}
+    for folder in folders:
+        parts = folder.split("/")
+        paths.update(os.path.join(directory, *parts[: depth + 1]) for depth in range(len(parts)))
+    return sorted(paths)
+
+
+def ancestors(path: str) -> list[str]:
+    """A path and its parents, deepest first: the first that exists is on the filesystem that will hold it."""
+    found = [path]
+    while found[-1] != os.path.dirname(found[-1]):
+        found.append(os.path.dirname(found[-1]))
+    return found
+
+
+def plan_store(
+    *,
+    entries: Mapping[str, Mapping[str, Any]],
+    directory: str,
+    folders: Iterable[str],
+    owner_id: int,
+    group_id: int,
+    audit: bool,
+    probe: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Compare what is wanted with a host_probe's answer.
+
+    `probe` holds `files` with each folder, file, its .part and its record, and the command `space`: the free bytes
+    of the first of `ancestors(directory)` that exists, on the second line.
+    """
+    files: Mapping[str, Mapping[str, Any]] = probe["files"]
+    attributes = {"uid": owner_id, "gid": group_id}
+    stale = [
+        path
+        for path in layout(directory, [*folders, *(entry["folder"] for entry in entries.values())])
+        if not agrees(files[path], {"kind": "dir", "mode": "0755", **attributes})
+    ]
+    pending: list[dict[str, Any]] = []
+    needed_b = 0
+    for name, entry in entries.items():
+        dest = entry_dest(directory, entry)
+        found = files[dest]
+        record = files[f"{dest}.verified.json"].get("content")
+        if found["kind"] == "absent":
+            reason = "fetch"
+        elif found["size_b"] != entry["size_b"]:
+            reason = "wrong size"
+        elif not record_proves(record, found, sha256=entry["sha256"], size_b=entry["size_b"]):
+            reason = "not proved"
+        elif audit:
+            reason = "audit"
+        elif not agrees(found, {"mode": "0644", **attributes}):
+            reason = "permissions"
+        else:
+            continue
+        if reason in ("fetch", "wrong size"):
+            needed_b += max(entry["size_b"] - (files[f"{dest}.part"]["size_b"] or 0), 0)
+        summary = f"{name}: {reason}, {gib(entry['size_b'])}, licence {entry['licence']}"
+        pending.append({**entry, "name": name, "dest": dest, "reason": reason, "summary": summary})
+    lines = probe["commands"]["space"]["stdout"].split()
+    free_b = int(lines[1]) if len(lines) > 1 and lines[1].isdigit() else None
+    missing_b = max(needed_b + SPACE_MARGIN_B - free_b, 0) if needed_b and free_b is not None else 0
+    return {
+        "folders": stale,
+        "pending": pending,
+        "needed": gib(needed_b),
+        "free": "unknown" if free_b is None else gib(free_b),
+        "missing": gib(missing_b) if missing_b else "",
+    }

@@ -1,0 +1,99 @@
+#!/usr/bin/python
+"""Whether a CDI specification describes the host as it is."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: cdi_state
+short_description: Compare the CDI specification of the GPUs with the live host
+description:
+  - Compares device nodes with their major and minor numbers, and looks for every file that the specification mounts.
+    A specification made before C(/dev/nvidia-uvm) existed, or by another driver, hands over a GPU on which CUDA fails.
+  - Changes nothing and runs in check mode as well.
+options:
+  path:
+    description: The specification, as nvidia-ctk writes it (YAML or JSON).
+    type: path
+    default: /var/run/cdi/nvidia.yaml
+  every_gpu:
+    description: Expect every GPU of the host in it, and the device V(all).
+    type: bool
+    default: true
+author:
+  - dgx-comfyui (@dgx-comfyui)
+"""
+
+EXAMPLES = r"""
+- name: Compare the CDI specification with the live device nodes
+  cdi_state:
+  register: __role_cdi
+"""
+
+RETURN = r"""
+problems:
+  description: What is wrong, in words; empty where the specification is complete and current.
+  returned: always
+  type: list
+  sample: ["/dev/nvidia-uvm is not in it"]
+missing_nodes:
+  description: Device nodes that CUDA needs and the host itself lacks.
+  returned: always
+  type: list
+  sample: ["/dev/nvidia-uvm"]
+"""
+
+import glob
+import os
+import stat
+from collections.abc import Iterable
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.cdi_spec import REQUIRED_NODES, SpecError, compare, device_nodes, host_files, parse
+
+NODE_PATTERNS = ("/dev/nvidia*", "/dev/nvidia-caps/*")
+
+
+def character_devices(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
+    """Major and minor number of those paths that are character devices."""
+    found = {}
+    for path in paths:
+        if os.path.exists(path):
+            status = os.stat(path)
+            if stat.S_ISCHR(status.st_mode):
+                found[path] = (os.major(status.st_rdev), os.minor(status.st_rdev))
+    return found
+
+
+def problems_of(path: str, *, every_gpu: bool) -> list[str]:
+    """What is wrong with the specification at `path`."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            spec = parse(handle.read())
+    except FileNotFoundError:
+        return ["there is none"]
+    except (OSError, UnicodeDecodeError, SpecError) as error:
+        return [f"it cannot be read: {error}"]
+    listed = [node for pattern in NODE_PATTERNS for node in glob.glob(pattern)]
+    live = character_devices([*listed, *device_nodes(spec)])
+    missing = [file for file in host_files(spec) if not os.path.exists(file)]
+    problems: list[str] = compare(spec, live, missing, every_gpu=every_gpu)
+    return problems
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "default": "/var/run/cdi/nvidia.yaml"},
+            "every_gpu": {"type": "bool", "default": True},
+        },
+        supports_check_mode=True,
+    )
+    module.exit_json(
+        changed=False,
+        problems=problems_of(module.params["path"], every_gpu=module.params["every_gpu"]),
+        missing_nodes=[node for node in REQUIRED_NODES if not os.path.exists(node)],
+    )
+
+
+if __name__ == "__main__":
+    main()

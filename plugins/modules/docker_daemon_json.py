@@ -1,0 +1,317 @@
+#!/usr/bin/python
+"""The one owner of Docker's daemon.json."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: docker_daemon_json
+short_description: Merge keys into Docker's daemon.json, or wait until the engine has taken them up
+description:
+  - Merges the given keys into the file that others write to as well, and keeps everything else in it, in its order.
+  - Keys that the service unit passes as flags are left out, since dockerd does not start with a key given in both
+    places, even with the same value.
+  - A log driver that the host already has is respected, and the log options of another one are left out with it.
+  - The new file is checked by dockerd itself, with the unit's own flags, before it replaces the old one in one step.
+    Mode and owner are kept; a link stays a link.
+  - The file as it was before the first change is kept beside it as C(daemon.json.before-dgx-comfyui). It is written
+    once, so that it stays the file that this host had before, not an intermediate state.
+  - A file that is not JSON is refused with line and column, and is not touched. An empty file counts as C({}).
+options:
+  path:
+    description: The file. Made, with its directory, where it is absent and there are keys to write.
+    type: path
+    default: /etc/docker/daemon.json
+  keys:
+    description:
+      - What to merge. Objects are merged key by key; lists keep what they hold and get what is missing; anything else
+        is replaced.
+    type: dict
+    default: {}
+  flags_from_unit:
+    description: Read the flags of the unit docker.service, and leave out the keys that they set.
+    type: bool
+    default: true
+  state:
+    description:
+      - V(present) merges O(keys).
+      - V(reloaded) writes nothing and waits until C(docker info) shows every reloadable key of the file. It fails,
+        with the engine's last messages, if that does not come. Meant to follow a reload.
+      - V(restarted) is the same for all keys that C(docker info) shows. Meant to follow a restart.
+    type: str
+    choices: [present, reloaded, restarted]
+    default: present
+  wait_s:
+    description: How long V(reloaded) and V(restarted) wait.
+    type: int
+    default: 30
+author:
+  - dgx-comfyui (@dgx-comfyui)
+"""
+
+EXAMPLES = r"""
+- name: Add the NVIDIA runtime to the Docker daemon file
+  docker_daemon_json:
+    keys:
+      runtimes:
+        nvidia:
+          path: nvidia-container-runtime
+          args: []
+  register: __role_daemon
+  # An earlier run may have died between the file and its handler.
+  changed_when: __role_daemon.changed or __role_daemon.apply | default('none') != 'none'
+  notify: Reload Docker
+"""
+
+RETURN = r"""
+changed_keys:
+  description: Dotted names of the keys that were written, or would be.
+  returned: always
+  type: list
+  sample: ["live-restore", "log-opts.max-size"]
+left_out:
+  description: Dotted names of the keys that the unit passes as flags.
+  returned: always
+  type: list
+  sample: ["default-shm-size"]
+apply:
+  description:
+    - What it takes until the running engine has O(keys), V(none), V(reload) or V(restart). Also answers for a file that
+      is right while the engine still runs without it. V(none) where no engine answers, as it will read the file when it
+      starts.
+  returned: always
+  type: str
+  sample: reload
+restart_keys:
+  description: Dotted names of the keys that a reload leaves as they were.
+  returned: always
+  type: list
+  sample: ["log-opts.max-size"]
+backup:
+  description: Path of the backup that this run made; empty where none was needed.
+  returned: always
+  type: str
+  sample: /etc/docker/daemon.json.before-dgx-comfyui
+validation:
+  description: What dockerd said about the new file, or why it was not asked.
+  returned: always
+  type: str
+  sample: configuration OK
+"""
+
+import json
+import os
+import tempfile
+import time
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.daemon_json import (
+    DaemonJsonError,
+    Plan,
+    environment_files,
+    flag_value,
+    mask_credentials,
+    needs_restart,
+    not_in_force,
+    parse_config,
+    plan,
+    unit_argv,
+    validation_argv,
+    version_tuple,
+)
+
+BACKUP_SUFFIX = ".before-dgx-comfyui"
+FIRST_WITH_VALIDATE = (23,)
+UNIT = "docker.service"
+
+
+def read_text(module: AnsibleModule, path: str) -> str:
+    """The file's text, empty where there is none."""
+    try:
+        with open(path, encoding="utf-8-sig") as handle:
+            return handle.read()
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        module.fail_json(msg=f"{path} cannot be read as UTF-8 text: {error}. It was not changed.")
+        raise
+
+
+def read_unit_argv(module: AnsibleModule) -> list[str]:
+    """The command of docker.service as it would start now; empty without the unit or without systemd."""
+    if not module.get_bin_path("systemctl"):
+        return []
+    code, unit_text, _ = module.run_command(["systemctl", "cat", UNIT])
+    if code != 0:
+        return []
+    file_texts = {path: read_text(module, path) for path in environment_files(unit_text)}
+    try:
+        argv: list[str] = unit_argv(unit_text, file_texts)
+    except ValueError as error:
+        module.fail_json(msg=f"The flags of {UNIT} cannot be read ({error}). Mend its quotes: systemctl cat {UNIT}")
+        raise
+    return argv
+
+
+def read_info(module: AnsibleModule) -> dict[str, Any]:
+    """What the running engine says about itself; empty where none answers."""
+    docker = module.get_bin_path("docker")
+    if not docker:
+        return {}
+    code, output, _ = module.run_command([docker, "info", "--format", "{{json .}}"])
+    if code != 0:
+        return {}
+    found = json.loads(output)
+    return found if isinstance(found, dict) and found.get("ServerVersion") else {}
+
+
+def validate(module: AnsibleModule, argv: list[str], candidate: str, path: str) -> str:
+    """Ask dockerd about the candidate; the answer, or the reason why it was not asked."""
+    command = validation_argv(argv, candidate)
+    program = module.get_bin_path(command[0])
+    if not program:
+        return "not asked: there is no dockerd on this host yet"
+    _, version_text, _ = module.run_command([program, "--version"])
+    if version_tuple(version_text) < FIRST_WITH_VALIDATE:
+        return f"not asked: --validate came with Docker 23, found {version_text.strip()!r}"
+    code, output, errors = module.run_command([program, *command[1:]])
+    said = (errors.strip() or output.strip()).replace(candidate, path)
+    if code != 0:
+        module.fail_json(
+            msg=f"dockerd would not start with the merged {path}, so the file was left as it was. It said: {said}. "
+            f"Its flags come from the unit: systemctl cat {UNIT}"
+        )
+    return said.splitlines()[-1] if said else "configuration OK"
+
+
+def write(module: AnsibleModule, argv: list[str], path: str, text: str) -> tuple[str, str]:
+    """Validate and put the text in place; the path of a new backup, and what validation said."""
+    exists = os.path.exists(path)
+    handle, candidate = tempfile.mkstemp(prefix="daemon-json-", dir=module.tmpdir)
+    with os.fdopen(handle, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    module.add_cleanup_file(candidate)
+    said = validate(module, argv, candidate, path)
+    backup = ""
+    if module.check_mode:
+        return backup, said
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        if exists and not os.path.exists(path + BACKUP_SUFFIX):
+            module.preserved_copy(path, path + BACKUP_SUFFIX)
+            backup = path + BACKUP_SUFFIX
+        if not exists:
+            os.chmod(candidate, 0o644)
+    except OSError as error:
+        module.fail_json(msg=f"{error.filename} cannot be written: {error.strerror}. {path} was not changed.")
+    module.atomic_move(candidate, path, keep_dest_attrs=exists)
+    return backup, said
+
+
+def wanted_state(module: AnsibleModule, planned: Plan) -> tuple[str, list[str]]:
+    """What the running engine still needs for the planned keys: V(none), V(reload) or V(restart), and the keys."""
+    info = read_info(module)
+    if not info:
+        return "none", []
+    ours = [path for path in not_in_force(planned.config, info) if path.partition(".")[0] in planned.wanted]
+    waiting = sorted({*planned.changed_keys, *ours})
+    restart_keys = [path for path in waiting if needs_restart(path)]
+    if restart_keys:
+        return "restart", restart_keys
+    return ("reload" if waiting else "none"), []
+
+
+def present(module: AnsibleModule, argv: list[str], path: str) -> dict[str, Any]:
+    """Merge the keys; the module's answer."""
+    text = read_text(module, path)
+    try:
+        planned = plan(text, module.params["keys"], argv if module.params["flags_from_unit"] else [])
+    except DaemonJsonError as error:
+        module.fail_json(
+            msg=f"{path} is not valid, so it was not touched: {error}. "
+            f"Mend it by hand (python3 -m json.tool {path}), then run this again."
+        )
+        raise
+    backup, said = "", "not asked: nothing to write"
+    if planned.text is not None:
+        backup, said = write(module, argv, path, planned.text)
+    apply, restart_keys = wanted_state(module, planned)
+    return {
+        "changed": planned.text is not None,
+        "changed_keys": planned.changed_keys,
+        "left_out": planned.left_out,
+        "apply": apply,
+        "restart_keys": restart_keys,
+        "backup": backup,
+        "validation": said,
+        "diff": {
+            "before_header": path,
+            "after_header": path,
+            "before": mask_credentials(text),
+            "after": mask_credentials(text if planned.text is None else planned.text),
+        },
+    }
+
+
+def wait_in_force(module: AnsibleModule, path: str, *, restarted: bool) -> dict[str, Any]:
+    """Wait until `docker info` shows what the file says; fails when the time is up."""
+    try:
+        config = parse_config(read_text(module, path))
+    except DaemonJsonError as error:
+        module.fail_json(msg=f"{path} is not valid: {error}")
+        raise
+    deadline = time.monotonic() + module.params["wait_s"]
+    while True:
+        info = read_info(module)
+        differing = not_in_force(config, info)
+        waiting = [name for name in differing if restarted or not needs_restart(name)]
+        if (info and not waiting) or module.check_mode:
+            break
+        if time.monotonic() > deadline:
+            _, journal, _ = module.run_command(["journalctl", "-u", UNIT, "-n", "8", "-o", "cat", "--no-pager"])
+            found = f"still runs without {', '.join(waiting)} of {path}" if info else "does not answer `docker info`"
+            module.fail_json(
+                msg=f"After {module.params['wait_s']} s the Docker engine {found}. See: journalctl -u {UNIT} -n 50. "
+                f"Its last messages: {journal.strip()}"
+            )
+        time.sleep(0.5)
+    return {
+        "changed": False,
+        "changed_keys": [],
+        "left_out": [],
+        "apply": "restart" if differing else "none",
+        "restart_keys": differing,
+        "backup": "",
+        "validation": "not asked: nothing to write",
+    }
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "path": {"type": "path", "default": "/etc/docker/daemon.json"},
+            "keys": {"type": "dict", "default": {}, "no_log": False},
+            "flags_from_unit": {"type": "bool", "default": True},
+            "state": {"type": "str", "choices": ["present", "reloaded", "restarted"], "default": "present"},
+            "wait_s": {"type": "int", "default": 30},
+        },
+        supports_check_mode=True,
+    )
+    module.run_command_environ_update = {"LC_ALL": "C.UTF-8"}
+    argv = read_unit_argv(module)
+    elsewhere = flag_value(argv, "config-file")
+    path = os.path.realpath(module.params["path"])
+    if elsewhere and os.path.realpath(elsewhere) != path:
+        module.fail_json(
+            msg=f"{UNIT} starts dockerd with --config-file={elsewhere}, so {path} would not be read. "
+            f"Give this module path: {elsewhere}"
+        )
+    if module.params["state"] == "present":
+        module.exit_json(**present(module, argv, path))
+    module.exit_json(**wait_in_force(module, path, restarted=module.params["state"] == "restarted"))
+
+
+if __name__ == "__main__":
+    main()

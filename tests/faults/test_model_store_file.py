@@ -1,0 +1,595 @@
+"""model_store_file against the stand-in hub on loopback: what arrives, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ansible.module_utils
+import pytest
+from ansible.module_utils.testing import patch_module_args
+from upstreams.hub import SAMPLE_COMMIT, SAMPLE_PATH, SAMPLE_REPO, sample_bytes
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+HUB = REPOSITORY / "tests" / "upstreams" / "hub.py"
+
+# On a host Ansible ships the helpers as ansible.module_utils.NAME; here they are made to be found there.
+ansible.module_utils.__path__.append(str(REPOSITORY / "plugins" / "module_utils"))
+
+model_store_file = importlib.import_module("model_store_file")
+
+SIZE_B = 700_000
+CONTENT = sample_bytes(SIZE_B)
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+GATED = "example/gated"
+TOKEN = "hf_stand_in_token"  # noqa: S105  opens the stand-in only
+OTHER_SHA256 = "0" * 64
+
+
+class Hub(NamedTuple):
+    """The stand-in as a test sees it."""
+
+    url: str
+    root: Path
+
+    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> str:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data=data, method=method)  # noqa: S310  loopback
+        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310  loopback
+            text: str = answer.read().decode()
+            return text
+
+    def fault(self, kind: str, match: str = "/cdn/*", **more: Any) -> None:
+        self.ask("PUT", "/control/faults", {"match": match, "kind": kind, **more})
+
+    def log(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.ask("GET", "/control/log").splitlines()]
+
+    def content_log(self) -> list[dict[str, Any]]:
+        return [line for line in self.log() if line["path"].startswith("/cdn/")]
+
+
+def start_hub(root: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
+    process = subprocess.Popen(
+        [sys.executable, str(HUB), "--port", "0", "--root", str(root), *arguments], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    return process, process.stdout.readline().strip()
+
+
+@pytest.fixture(scope="module")
+def running_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
+    root = tmp_path_factory.mktemp("hub")
+    for repo in (SAMPLE_REPO, GATED):
+        folder = root / repo / SAMPLE_COMMIT
+        folder.mkdir(parents=True)
+        (folder / SAMPLE_PATH).write_bytes(CONTENT)
+    process, url = start_hub(root, "--token", TOKEN, "--gated", GATED)
+    yield Hub(url, root)
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture
+def hub(running_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    running_hub.ask("DELETE", "/control/faults")
+    running_hub.ask("DELETE", "/control/log")
+    return running_hub
+
+
+@pytest.fixture
+def dest(tmp_path: Path) -> Path:
+    return tmp_path / "checkpoints" / SAMPLE_PATH
+
+
+@pytest.fixture(autouse=True)
+def folder(dest: Path) -> None:
+    dest.parent.mkdir()
+
+
+def arguments(hub: Hub, dest: Path, **more: Any) -> dict[str, Any]:
+    return {
+        "repo": SAMPLE_REPO,
+        "commit": SAMPLE_COMMIT,
+        "path": SAMPLE_PATH,
+        "size_b": SIZE_B,
+        "sha256": SHA256,
+        "dest": str(dest),
+        "endpoint": hub.url,
+        "retry_delay_s": 0.01,
+        "stall_timeout_s": 5,
+        **more,
+    }
+
+
+def run(hub: Hub, dest: Path, **more: Any) -> dict[str, Any]:
+    """The module's answer, as Ansible would read it."""
+    output = io.StringIO()
+    with patch_module_args(arguments(hub, dest, **more)), redirect_stdout(output), pytest.raises(SystemExit):
+        model_store_file.main()
+    answer: dict[str, Any] = json.loads(output.getvalue().splitlines()[-1])
+    return answer
+
+
+def succeed(hub: Hub, dest: Path, **more: Any) -> dict[str, Any]:
+    answer = run(hub, dest, **more)
+    assert not answer.get("failed"), answer["msg"]
+    return answer
+
+
+def fail(hub: Hub, dest: Path, **more: Any) -> str:
+    answer = run(hub, dest, **more)
+    assert answer.get("failed"), answer
+    message: str = answer["msg"]
+    return message
+
+
+def names(dest: Path) -> list[str]:
+    return sorted(path.name.removeprefix(SAMPLE_PATH) for path in dest.parent.iterdir())
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int, int, int]]:
+    statuses = {path: path.lstat() for path in [folder, *sorted(folder.rglob("*"))]}
+    return {
+        str(path): (status.st_mode, status.st_size, status.st_mtime_ns, status.st_ino)
+        for path, status in statuses.items()
+    }
+
+
+def test_a_fresh_file_arrives_whole_and_is_recorded(hub: Hub, dest: Path) -> None:
+    answer = succeed(hub, dest, mode="0640", licence="stand-in")
+    assert (answer["changed"], answer["outcome"], answer["found"]) == (True, "fetched", "absent")
+    assert answer["bytes_fetched"] == SIZE_B
+    assert dest.read_bytes() == CONTENT
+    assert dest.stat().st_mode & 0o777 == 0o640
+    assert names(dest) == ["", ".verified.json"]
+    record = json.loads(Path(answer["record"]).read_text())
+    status = dest.stat()
+    assert (record["sha256"], record["size_b"]) == (SHA256, SIZE_B)
+    assert (record["mtime_ns"], record["inode"]) == (status.st_mtime_ns, status.st_ino)
+    assert record["source"] == answer["url"] == f"{hub.url}/{SAMPLE_REPO}/resolve/{SAMPLE_COMMIT}/{SAMPLE_PATH}"
+    assert record["licence"] == "stand-in"
+
+
+def test_files_are_readable_for_the_service_unless_told_otherwise(hub: Hub, dest: Path) -> None:
+    succeed(hub, dest)
+    assert dest.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_second_run_changes_nothing_and_asks_for_nothing(hub: Hub, dest: Path) -> None:
+    succeed(hub, dest)
+    hub.ask("DELETE", "/control/log")
+    before = snapshot(dest.parent)
+    answer = succeed(hub, dest)
+    assert (answer["changed"], answer["outcome"]) == (False, "verified")
+    assert hub.log() == []
+    assert snapshot(dest.parent) == before
+
+
+def test_a_second_run_does_not_read_the_file(hub: Hub, dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    succeed(hub, dest)
+    fetcher = sys.modules["ansible.module_utils.model_fetch"]
+    monkeypatch.setattr(fetcher, "hash_file", lambda path: pytest.fail(f"{path} was read"))
+    assert succeed(hub, dest)["changed"] is False
+
+
+def test_wrong_permissions_alone_are_mended(hub: Hub, dest: Path) -> None:
+    succeed(hub, dest, mode="0644")
+    dest.chmod(0o666)
+    assert succeed(hub, dest, mode="0644", _ansible_check_mode=True)["changed"] is True
+    answer = succeed(hub, dest, mode="0644")
+    assert (answer["changed"], answer["outcome"]) == (True, "verified")
+    assert dest.stat().st_mode & 0o777 == 0o644
+
+
+def test_a_file_has_its_mode_before_it_has_its_name(hub: Hub, dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, int] = {}
+    replace = os.replace
+
+    def watch(source: str, target: str) -> None:
+        seen[str(target)] = os.stat(source).st_mode & 0o777
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watch)
+    succeed(hub, dest, mode="0600")
+    assert seen[str(dest)] == 0o600
+
+
+@pytest.mark.parametrize("tenth", range(1, 10))
+def test_a_cut_connection_is_resumed_in_the_same_run(hub: Hub, dest: Path, tenth: int) -> None:
+    kept_b = SIZE_B * tenth // 10
+    hub.fault("drop", after_b=kept_b, times=1)
+    answer = succeed(hub, dest)
+    assert dest.read_bytes() == CONTENT
+    first, second = hub.content_log()
+    assert (first["sent_b"], second["sent_b"]) == (kept_b, SIZE_B - kept_b)
+    assert second["range"] == f"bytes={kept_b}-"
+    assert second["if_range"] == f'"{SHA256}"'
+    assert answer["bytes_fetched"] == SIZE_B
+
+
+def test_a_later_run_fetches_only_what_is_missing(hub: Hub, dest: Path) -> None:
+    hub.fault("drop", after_b=400_000)
+    message = fail(hub, dest, attempts=1)
+    assert "400000 of 700000 bytes are kept" in message
+    assert names(dest) == [".part", ".part.json"]
+    hub.ask("DELETE", "/control/faults")
+    hub.ask("DELETE", "/control/log")
+    answer = succeed(hub, dest)
+    assert (answer["bytes_kept"], answer["bytes_fetched"]) == (400_000, 300_000)
+    assert [line["sent_b"] for line in hub.content_log()] == [300_000]
+    assert [line["if_range"] for line in hub.content_log()] == [f'"{SHA256}"']
+    assert dest.read_bytes() == CONTENT
+    assert names(dest) == ["", ".verified.json"]
+
+
+def test_a_killed_run_is_continued(hub: Hub, dest: Path) -> None:
+    hub.fault("stall", after_b=300_000, seconds=20, times=1)
+    code = (
+        "import sys, ansible.module_utils as m; m.__path__.append(sys.argv[1]); sys.path.insert(0, sys.argv[2])\n"
+        "import json, model_store_file\n"
+        "from ansible.module_utils.testing import patch_module_args\n"
+        "with patch_module_args(json.loads(sys.argv[3])): model_store_file.main()\n"
+    )
+    plugins = REPOSITORY / "plugins"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(plugins / "module_utils"), str(plugins / "modules"),
+         json.dumps(arguments(hub, dest))]
+    )  # fmt: skip
+    deadline = time.monotonic() + 10
+    while not any(line["sent_b"] == 300_000 for line in hub.content_log()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait(10)
+    assert not dest.exists()
+    answer = succeed(hub, dest)
+    assert dest.read_bytes() == CONTENT
+    assert answer["bytes_kept"] + answer["bytes_fetched"] == SIZE_B
+
+
+def test_a_whole_part_needs_no_request(hub: Hub, dest: Path) -> None:
+    Path(f"{dest}.part").write_bytes(CONTENT)
+    answer = succeed(hub, dest)
+    assert (answer["bytes_kept"], answer["bytes_fetched"]) == (SIZE_B, 0)
+    assert hub.log() == []
+    assert dest.read_bytes() == CONTENT
+
+
+def test_kept_bytes_that_are_wrong_are_fetched_once_more(hub: Hub, dest: Path) -> None:
+    Path(f"{dest}.part").write_bytes(bytes(500_000))
+    answer = succeed(hub, dest)
+    assert dest.read_bytes() == CONTENT
+    assert [line["range"] for line in hub.content_log()] == ["bytes=500000-", ""]
+    assert answer["bytes_kept"] == 0
+
+
+def test_kept_bytes_of_another_file_are_not_used(hub: Hub, dest: Path) -> None:
+    Path(f"{dest}.part").write_bytes(bytes(500_000))
+    Path(f"{dest}.part.json").write_text(json.dumps({"sha256": OTHER_SHA256, "etag": '"x"', "url": "http://x"}))
+    succeed(hub, dest)
+    assert [line["range"] for line in hub.content_log()] == [""]
+    assert dest.read_bytes() == CONTENT
+
+
+def test_a_server_without_ranges_is_read_from_the_start(hub: Hub, dest: Path) -> None:
+    hub.fault("ignore_range")
+    hub.fault("drop", after_b=400_000, times=1)
+    answer = succeed(hub, dest)
+    assert dest.read_bytes() == CONTENT
+    assert [line["status"] for line in hub.content_log()] == [200, 200]
+    assert answer["bytes_fetched"] == 400_000 + SIZE_B
+
+
+def test_wrong_bytes_fail_leave_nothing_and_are_not_retried(hub: Hub, dest: Path) -> None:
+    hub.fault("corrupt", after_b=SIZE_B // 2)
+    message = fail(hub, dest)
+    changed = bytearray(CONTENT)
+    changed[SIZE_B // 2] ^= 0xFF
+    assert hashlib.sha256(changed).hexdigest() in message
+    assert SHA256 in message
+    assert names(dest) == []
+    assert len(hub.content_log()) == 1
+
+
+def test_another_file_is_refused_before_its_first_byte(hub: Hub, dest: Path) -> None:
+    message = fail(hub, dest, sha256=OTHER_SHA256)
+    assert SHA256 in message
+    assert OTHER_SHA256 in message
+    assert hub.content_log() == []
+    assert names(dest) == []
+
+
+def test_another_size_is_refused_before_the_first_byte(hub: Hub, dest: Path) -> None:
+    message = fail(hub, dest, size_b=SIZE_B - 1)
+    assert "has 700000 bytes, the catalogue says 699999" in message
+    assert hub.content_log() == []
+
+
+def test_what_is_no_safetensors_file_is_refused(hub: Hub, dest: Path) -> None:
+    content = b"<html>" * 1000
+    folder = hub.root / SAMPLE_REPO / SAMPLE_COMMIT
+    (folder / "page.safetensors").write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    message = fail(hub, dest, path="page.safetensors", size_b=len(content), sha256=digest)
+    assert "no valid safetensors file" in message
+    assert names(dest) == []
+
+
+@pytest.mark.parametrize("content", [CONTENT[:-1], bytes(SIZE_B)], ids=["truncated", "wrong bytes of the right size"])
+def test_a_wrong_file_is_moved_away_reported_and_replaced(hub: Hub, dest: Path, content: bytes) -> None:
+    dest.write_bytes(content)
+    rejected = f"{dest}.rejected-{hashlib.sha256(content).hexdigest()[:12]}"
+    before = snapshot(dest.parent)
+    predicted = succeed(hub, dest, _ansible_check_mode=True)
+    assert (predicted["changed"], predicted["outcome"], predicted["quarantined"]) == (True, "fetched", rejected)
+    assert snapshot(dest.parent) == before
+    answer = succeed(hub, dest)
+    assert (answer["changed"], answer["found"], answer["quarantined"]) == (True, "wrong", rejected)
+    assert any(rejected in str(warning) for warning in answer["warnings"])
+    assert Path(rejected).read_bytes() == content
+    assert dest.read_bytes() == CONTENT
+    assert succeed(hub, dest)["changed"] is False
+
+
+def test_a_wrong_file_is_not_left_in_place_when_the_hub_fails(hub: Hub, dest: Path) -> None:
+    dest.write_bytes(b"wrong")
+    hub.fault("status", status=503, match="*")
+    message = fail(hub, dest, attempts=1)
+    assert ".rejected-" in message
+    assert not dest.exists()
+
+
+def test_a_right_file_is_adopted(hub: Hub, dest: Path) -> None:
+    dest.write_bytes(CONTENT)
+    inode = dest.stat().st_ino
+    predicted = succeed(hub, dest, _ansible_check_mode=True)
+    answer = succeed(hub, dest)
+    for found in (predicted, answer):
+        assert (found["changed"], found["outcome"], found["found"]) == (True, "adopted", "unproved")
+    assert dest.stat().st_ino == inode
+    assert hub.log() == []
+    assert succeed(hub, dest)["changed"] is False
+
+
+def test_a_touched_file_is_read_again(hub: Hub, dest: Path) -> None:
+    succeed(hub, dest)
+    os.utime(dest, ns=(1, 1))
+    answer = succeed(hub, dest)
+    assert (answer["changed"], answer["outcome"]) == (True, "adopted")
+    assert succeed(hub, dest)["changed"] is False
+
+
+def test_a_changed_file_is_never_taken_for_the_recorded_one(hub: Hub, dest: Path) -> None:
+    succeed(hub, dest)
+    changed = bytearray(CONTENT)
+    changed[-1] ^= 1
+    dest.write_bytes(changed)
+    assert succeed(hub, dest)["found"] == "wrong"
+    assert dest.read_bytes() == CONTENT
+
+
+def test_an_audit_reads_what_the_record_hides(hub: Hub, dest: Path) -> None:
+    succeed(hub, dest)
+    status = dest.stat()
+    with dest.open("r+b") as handle:
+        handle.seek(SIZE_B - 1)
+        handle.write(bytes([CONTENT[-1] ^ 1]))
+    os.utime(dest, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert succeed(hub, dest)["changed"] is False
+    assert succeed(hub, dest, audit=True, _ansible_check_mode=True)["found"] == "wrong"
+    assert succeed(hub, dest, audit=True)["found"] == "wrong"
+    assert dest.read_bytes() == CONTENT
+
+
+def test_an_audit_that_confirms_changes_nothing(hub: Hub, dest: Path) -> None:
+    succeed(hub, dest)
+    names_before, record = names(dest), Path(f"{dest}.verified.json").read_bytes()
+    answer = succeed(hub, dest, audit=True)
+    assert (answer["changed"], answer["outcome"]) == (False, "verified")
+    assert (names(dest), Path(f"{dest}.verified.json").read_bytes()) == (names_before, record)
+
+
+def test_a_dry_run_on_a_virgin_host_predicts_and_asks_nothing(hub: Hub, tmp_path: Path) -> None:
+    before = snapshot(tmp_path)
+    answer = succeed(hub, tmp_path / "not" / "there" / SAMPLE_PATH, mode="0644", _ansible_check_mode=True)
+    assert (answer["changed"], answer["outcome"], answer["found"]) == (True, "fetched", "absent")
+    assert snapshot(tmp_path) == before
+    assert hub.log() == []
+
+
+def test_a_missing_folder_is_named(hub: Hub, tmp_path: Path) -> None:
+    message = fail(hub, tmp_path / "not" / "there" / SAMPLE_PATH)
+    assert f"The folder {tmp_path / 'not' / 'there'} does not exist" in message
+
+
+def test_a_disk_that_is_too_small_is_refused_before_the_transfer(
+    hub: Hub, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.statvfs(dest.parent)
+    full = os.statvfs_result((*real[:4], 100, *real[5:]))
+    monkeypatch.setattr(os, "statvfs", lambda _path: full)
+    for check_mode in (True, False):
+        message = fail(hub, dest, _ansible_check_mode=check_mode)
+        assert f"of space are missing on the filesystem of {dest.parent}" in message
+    assert hub.log() == []
+    assert names(dest) == []
+
+
+def test_a_disk_that_fills_up_keeps_what_arrived(hub: Hub, dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetcher = sys.modules["ansible.module_utils.model_fetch"]
+    real = os.write
+
+    def write(handle: int, data: Any) -> int:
+        if os.fstat(handle).st_size >= 300_000:
+            raise OSError(28, "No space left on device")
+        return real(handle, data[: 300_000 - os.fstat(handle).st_size])
+
+    monkeypatch.setattr(fetcher.os, "write", write)
+    message = fail(hub, dest)
+    monkeypatch.undo()
+    assert "No space left on device after" in message
+    assert "They are kept" in message
+    answer = succeed(hub, dest)
+    assert (answer["bytes_kept"], answer["bytes_fetched"]) == (300_000, 400_000)
+
+
+def test_a_gated_repository_says_which_variable_holds_the_token(hub: Hub, dest: Path) -> None:
+    message = fail(hub, dest, repo=GATED)
+    assert "gated" in message
+    assert "model_store_token" in message
+    assert "no token was sent" in message
+    assert len(hub.log()) == 1, "a refusal is not retried"
+    refused = run(hub, dest, repo=GATED, token=TOKEN[::-1])
+    assert "HTTP 403" in refused["msg"]
+    assert TOKEN[::-1] not in json.dumps(refused)
+
+
+def test_the_token_opens_and_appears_nowhere(hub: Hub, dest: Path) -> None:
+    answer = succeed(hub, dest, repo=GATED, token=TOKEN)
+    assert TOKEN not in json.dumps(answer)
+    for path in dest.parent.iterdir():
+        assert TOKEN.encode() not in path.read_bytes()
+    assert [line["authorization"] for line in hub.log()] == [True, True]
+
+
+def test_the_token_stays_with_its_host(hub: Hub, dest: Path) -> None:
+    # The same machine under another name is another host.
+    process, url = start_hub(hub.root, "--cdn", hub.url.replace("127.0.0.1", "localhost"), "--token", TOKEN)
+    try:
+        front = Hub(url, hub.root)
+        succeed(front, dest, token=TOKEN)
+        assert [line["authorization"] for line in front.log()] == [True]
+        assert [line["authorization"] for line in hub.content_log()] == [False]
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"repo": "example/nothing", "token": "t"}, "check repo"),
+        ({"repo": "example/nothing"}, "does not exist, or is private"),
+        ({"commit": "f" * 40}, "check commit"),
+        ({"path": "nothing.safetensors"}, "check path"),
+    ],
+)
+def test_what_the_hub_does_not_have_is_named(hub: Hub, dest: Path, change: dict[str, str], expected: str) -> None:
+    assert expected in fail(hub, dest, **change)
+    assert len(hub.log()) == 1
+    assert names(dest) == []
+
+
+def test_a_busy_hub_is_asked_again_when_it_says(hub: Hub, dest: Path) -> None:
+    hub.fault("status", status=429, retry_after="1", match="*/resolve/*", times=1)
+    hub.fault("status", status=500, times=1)
+    began = time.monotonic()
+    succeed(hub, dest)
+    assert time.monotonic() - began >= 1
+    assert dest.read_bytes() == CONTENT
+
+
+def test_a_stalled_connection_is_broken_off_and_resumed(hub: Hub, dest: Path) -> None:
+    hub.fault("stall", after_b=200_000, seconds=20, times=1)
+    began = time.monotonic()
+    answer = succeed(hub, dest, stall_timeout_s=0.3)
+    assert time.monotonic() - began < 5
+    assert answer["bytes_fetched"] == SIZE_B
+
+
+def test_a_hub_that_is_not_there_is_tried_a_few_times(hub: Hub, dest: Path) -> None:
+    message = fail(Hub("http://127.0.0.1:1", hub.root), dest, attempts=3)
+    assert "Connection refused" in message
+    assert "Gave up after 3 attempts" in message
+    assert names(dest) == []
+
+
+def two_at_once(hub: Hub, dest: Path) -> list[str]:
+    """What two processes say that begin together."""
+    code = (
+        "import sys, ansible.module_utils as m; m.__path__.append(sys.argv[1])\n"
+        "import json\n"
+        "from ansible.module_utils.model_fetch import StoreError, Wanted, ensure\n"
+        "try:\n"
+        "    done = ensure(Wanted(**json.loads(sys.argv[2])), audit=False, check_mode=False, settle=lambda _: None)\n"
+        "    print(done.outcome)\n"
+        "except StoreError:\n"
+        "    print('refused')\n"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(REPOSITORY / "plugins" / "module_utils"),
+        json.dumps(arguments(hub, dest)),
+    ]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    return sorted(process.communicate(timeout=20)[0].strip() for process in processes)
+
+
+def test_two_runs_at_once_fetch_once(hub: Hub, dest: Path) -> None:
+    hub.fault("trickle", seconds=0.05)
+    assert two_at_once(hub, dest) == ["fetched", "verified"]
+    assert len(hub.content_log()) == 1
+    assert names(dest) == ["", ".verified.json"]
+
+
+def test_a_run_that_waited_for_a_failed_one_begins_anew(hub: Hub, dest: Path) -> None:
+    hub.fault("trickle", seconds=0.05)
+    hub.fault("corrupt", after_b=0, times=1)
+    assert two_at_once(hub, dest) == ["fetched", "refused"]
+    assert dest.read_bytes() == CONTENT
+    assert names(dest) == ["", ".verified.json"]
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"commit": "main"}, "40 hexadecimal digits"),
+        ({"sha256": "abc"}, "64 hexadecimal digits"),
+        ({"size_b": 0}, "not a number of bytes"),
+        ({"path": "../x.safetensors"}, "none of them '..'"),
+        ({"path": "x.ckpt"}, "allow_pickle"),
+        ({"endpoint": "file:///srv"}, "not an http or https address"),
+        ({"attempts": 0}, "attempts is 0"),
+    ],
+)
+def test_bad_arguments_are_refused_before_anything(hub: Hub, dest: Path, change: dict[str, Any], expected: str) -> None:
+    assert expected in fail(hub, dest, **change)
+    assert hub.log() == []
+    assert names(dest) == []
+
+
+def test_the_hub_client_itself_takes_the_stand_in_for_a_hub(hub: Hub, tmp_path: Path) -> None:
+    code = (
+        "import sys; from huggingface_hub import hf_hub_download as get\n"
+        "print(get(sys.argv[1], sys.argv[2], revision=sys.argv[3], endpoint=sys.argv[4], cache_dir=sys.argv[5]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, SAMPLE_REPO, SAMPLE_PATH, SAMPLE_COMMIT, hub.url, str(tmp_path / "cache")],
+        check=True, capture_output=True, text=True,
+        env={**os.environ, "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HOME": str(tmp_path)},
+    )  # fmt: skip
+    assert Path(done.stdout.strip()).read_bytes() == CONTENT
+
+
+def test_the_stand_in_refuses_an_unknown_fault(hub: Hub) -> None:
+    with pytest.raises(urllib.error.HTTPError, match="400"):
+        hub.fault("melt")

@@ -1,0 +1,107 @@
+"""The NVIDIA Container Toolkit: its packages, the engine's runtime, and GPUs that really reach a container."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import cdi_spec
+import pytest
+import yaml
+
+PACKAGES = [
+    "nvidia-container-toolkit",
+    "nvidia-container-toolkit-base",
+    "libnvidia-container-tools",
+    "libnvidia-container1",
+]
+SOURCES = "/etc/apt/sources.list.d/nvidia-container-toolkit.sources"
+KEYRING = "/etc/apt/keyrings/nvidia-container-toolkit.asc"
+SPEC = "/var/run/cdi/nvidia.yaml"
+
+
+@pytest.fixture(scope="module")
+def installed_by_us(host: Any) -> None:
+    """Skips where the packages are the host's own, as on DGX OS: nothing is pinned there."""
+    if not host.file(SOURCES).exists:
+        pytest.skip("the toolkit is the host's own, kept as it was found")
+
+
+@pytest.fixture(scope="module")
+def live(host: Any) -> dict[str, tuple[int, int]]:
+    """Major and minor number of the GPU device nodes that are under /dev."""
+    found = host.run("find /dev -maxdepth 2 -name 'nvidia*' -type c -exec stat -c '%n %t %T' {} +")
+    nodes = read_nodes(found.stdout)
+    if not nodes:
+        pytest.skip("no GPU device nodes on this host")
+    return nodes
+
+
+def read_nodes(stat_output: str) -> dict[str, tuple[int, int]]:
+    """`stat -c '%n %t %T'`, which gives hexadecimal figures."""
+    rows = [line.split() for line in stat_output.splitlines()]
+    return {path: (int(major, 16), int(minor, 16)) for path, major, minor in rows}
+
+
+@pytest.fixture(scope="module")
+def spec(host: Any) -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load(host.file(SPEC).content_string)
+    return found
+
+
+def test_the_four_packages_have_one_version(host: Any) -> None:
+    assert len({host.package(name).version for name in PACKAGES}) == 1
+
+
+@pytest.mark.usefixtures("installed_by_us")
+def test_the_version_is_the_pinned_one_and_held(host: Any, site: dict[str, Any]) -> None:
+    assert {host.package(name).version for name in PACKAGES} == {site["comfyui_toolkit_version"]}
+    assert set(PACKAGES) <= set(host.check_output("apt-mark showhold").split())
+
+
+@pytest.mark.usefixtures("installed_by_us")
+def test_apt_trusts_the_expected_key_and_no_other(host: Any, site: dict[str, Any]) -> None:
+    shown = host.check_output(
+        "gpg --no-options --homedir / --no-default-keyring --keyring /dev/null --trust-model always"
+        " --no-autostart --show-keys --with-colons %s",
+        KEYRING,
+    )
+    lines = shown.splitlines()
+    primary = [lines[number + 1].split(":")[9] for number, line in enumerate(lines) if line.startswith("pub:")]
+    assert primary == [site["comfyui_toolkit_key_fingerprint"]]
+    assert f"Signed-By: {KEYRING}" in host.file(SOURCES).content_string
+
+
+def test_the_engine_knows_the_runtime(host: Any) -> None:
+    runtimes = json.loads(host.check_output("docker info --format '{{json .Runtimes}}'"))
+    assert runtimes["nvidia"]["path"] == "nvidia-container-runtime"
+
+
+def test_the_specification_is_refreshed_by_the_host(host: Any) -> None:
+    assert host.service("nvidia-cdi-refresh.path").is_running
+    assert host.service("nvidia-cdi-refresh.path").is_enabled
+    assert host.service("nvidia-cdi-refresh.service").is_enabled
+
+
+def test_the_specification_is_complete_and_current(
+    host: Any, spec: dict[str, Any], live: dict[str, tuple[int, int]]
+) -> None:
+    missing = [path for path in cdi_spec.host_files(spec) if not host.file(path).exists]
+    assert cdi_spec.compare(spec, live, missing) == []
+
+
+def test_a_container_gets_the_gpus_of_the_specification(
+    host: Any, spec: dict[str, Any], live: dict[str, tuple[int, int]]
+) -> None:
+    images = host.check_output("docker image ls --format '{{.ID}}'").split()
+    if not images:
+        pytest.skip("no image on this host to start a container from")
+    inside = host.run(
+        "docker run --rm --pull never --network none --user 0 --device nvidia.com/gpu=all --entrypoint /bin/sh %s"
+        """ -c 'find /dev -name "nvidia*" -type c -exec stat -c "%%n %%t %%T" {} +'""",
+        images[0],
+    )
+    assert inside.rc == 0, inside.stderr
+    wanted = {path: numbers for path, numbers in live.items() if path in cdi_spec.device_nodes(spec)}
+    assert {"/dev/nvidiactl", "/dev/nvidia-uvm"} <= set(wanted)
+    assert read_nodes(inside.stdout) == wanted

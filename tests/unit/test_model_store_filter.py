@@ -1,0 +1,41 @@
+"""The filters of the role model_store."""
+
+from __future__ import annotations
+
+import importlib
+
+model_store = importlib.import_module("filter.model_store")
+
+ENTRY = {"folder": "loras/pixel", "path": "a/x.safetensors"}
+
+
+def test_the_wanted_part_of_a_catalogue() -> None:
+    assert model_store.model_store_entries({"a": 1, "b": 2}, ["b"]) == {"b": 2}
+
+
+def test_what_the_probe_looks_at() -> None:
+    dest = "/m/loras/pixel/x.safetensors"
+    assert model_store.model_store_paths({"x": ENTRY}, "/m", ["vae"]) == {
+        "files": ["/m", "/m/loras", "/m/loras/pixel", "/m/vae", dest, f"{dest}.part"],
+        "contents": [f"{dest}.verified.json"],
+    }
+
+
+def test_the_plan_reads_what_the_probe_was_asked_for() -> None:
+    paths = model_store.model_store_paths({"x": {**ENTRY, "size_b": 1}}, "/m", [])
+    absent = {"kind": "absent", "size_b": None, "content": None}
+    probe = {
+        "files": dict.fromkeys(paths["files"] + paths["contents"], absent),
+        "commands": {"space": {"stdout": "Avail\n1\n"}},
+    }
+    entry = {**ENTRY, "size_b": 1, "sha256": "0" * 64, "licence": "MIT"}
+    plan = model_store.model_store_plan(
+        probe, entries={"x": entry}, directory="/m", folders=[], owner_id=0, group_id=0, audit=False
+    )
+    assert plan["folders"] == ["/m", "/m/loras", "/m/loras/pixel"]
+    assert [item["summary"] for item in plan["pending"]] == ["x: fetch, 1 bytes, licence MIT"]
+    assert plan["missing"] != ""
+
+
+def test_every_filter_is_named_after_the_role() -> None:
+    assert all(name.startswith("model_store_") for name in model_store.FilterModule().filters())

@@ -1,0 +1,218 @@
+"""The workflow files as they lie in the repository."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import json
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import comfyui_api
+import comfyui_graph
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = ROOT / "workflows"
+SAMPLE = WORKFLOWS / "input" / "dgx_pixels_sample.png"
+TEMPLATES = ("txt2img_sdxl", "img2img_sdxl", "batch_generation")
+MODELS = ["checkpoints/sd_xl_base_1.0.safetensors"]
+ART_PX = 64
+SCALE = 8
+SHA = "ab" * 32
+PLACES = {
+    "api": {"dir": "/srv/api/", "uid": 0, "gid": 0},
+    "ui": {"dir": "/srv/ui", "uid": "990", "gid": "991"},
+    "input": {"dir": "/srv/in", "uid": 990, "gid": 991},
+}
+SKY = ((38, 43, 68), (58, 68, 102), (90, 105, 136), (228, 166, 114), (254, 231, 97))
+
+
+def art_pixel(x: int, y: int) -> tuple[int, int, int]:
+    """The sample picture: a sunset behind mountains, a tower on a hill; 64 by 64 cells, a dozen colours."""
+    hill_y = 50 + round(4 * math.cos((x - 20) / 9))
+    if y >= hill_y:
+        return (62, 137, 72) if y < hill_y + 2 or (x * 7 + y * 13) % 11 else (38, 92, 66)
+    if 15 <= x <= 24 and y >= 28 and not (y < 31 and (x - 15) % 4 >= 2):
+        return (24, 20, 37) if x in (19, 20) and 36 <= y <= 40 else (139, 155, 180) if x < 21 else (90, 105, 136)
+    if (x - 46) ** 2 + (y - 26) ** 2 <= 36:
+        return (254, 174, 52)
+    if y >= 44 - abs((x + 6) % 28 - 14):
+        return (58, 58, 80) if (x + 6) % 28 < 14 else (47, 46, 66)
+    return SKY[min(y // 9, len(SKY) - 1)]
+
+
+def sample_png() -> bytes:
+    """The sample as a PNG, each cell 8 by 8 pixels; write it to SAMPLE after a change of the picture."""
+    rows = b""
+    for y in range(ART_PX):
+        row = b"".join(bytes(art_pixel(x, y)) * SCALE for x in range(ART_PX))
+        rows += (b"\x00" + row) * SCALE
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", ART_PX * SCALE, ART_PX * SCALE, 8, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+@functools.cache
+def role_filters() -> Any:
+    """The filters, loaded by file as Ansible loads them."""
+    spec = importlib.util.spec_from_file_location("role_filters", ROOT / "plugins" / "filter" / "comfyui_workflows.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def load(name: str) -> Any:
+    return comfyui_graph.parse_json((WORKFLOWS / f"{name}.json").read_text())
+
+
+def node(name: str, class_type: str) -> dict[str, Any]:
+    (found,) = [item["inputs"] for item in load(name).values() if item["class_type"] == class_type]
+    return dict(found)
+
+
+def recorded(version: str) -> dict[str, Any]:
+    path = ROOT / "roles" / "comfyui_workflows" / "files" / f"object_info-{version}.json"
+    return dict(json.loads(path.read_text())["classes"])
+
+
+@pytest.mark.parametrize("version", ["0.28.1", "0.3.68"])
+@pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)
+def test_file_is_valid_for_every_recorded_comfyui(path: Path, version: str) -> None:
+    findings = comfyui_graph.check_text(
+        path.read_text(), recorded(version), file=path.name, models=MODELS, input_files=[SAMPLE.name]
+    )
+    assert [found.describe() for found in findings] == []
+
+
+def test_the_work_orders_files_are_there() -> None:
+    assert {path.stem for path in WORKFLOWS.glob("*.json")} == {*TEMPLATES, "render_check"}
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_template_is_what_the_work_order_says(name: str) -> None:
+    assert node(name, "CheckpointLoaderSimple") == {"ckpt_name": "sd_xl_base_1.0.safetensors"}
+    sampler = node(name, "KSampler")
+    assert (sampler["steps"], sampler["sampler_name"]) == (20, "euler")
+    assert node(name, "SaveImage")["filename_prefix"] == f"dgx_pixels_{name.split('_', maxsplit=1)[0]}"
+    prompts = [item["inputs"]["text"] for item in load(name).values() if item["class_type"] == "CLIPTextEncode"]
+    assert "pixel art" in prompts[0]
+    assert len(prompts) == 2
+
+
+def test_sizes_and_numbers_of_images() -> None:
+    assert node("txt2img_sdxl", "EmptyLatentImage") == {"width": 1024, "height": 1024, "batch_size": 1}
+    assert node("batch_generation", "EmptyLatentImage") == {"width": 1024, "height": 1024, "batch_size": 4}
+    scale = node("img2img_sdxl", "ImageScale")
+    assert (scale["width"], scale["height"]) == (1024, 1024)
+    assert node("img2img_sdxl", "LoadImage") == {"image": SAMPLE.name}
+    assert [node(name, "KSampler")["denoise"] for name in TEMPLATES] == [1.0, 0.6, 1.0]
+
+
+def test_render_check_needs_no_model() -> None:
+    assert comfyui_graph.used_classes(load("render_check")) == ["EmptyImage", "SaveImage"]
+
+
+@pytest.mark.parametrize("path", sorted(WORKFLOWS.glob("*.json")), ids=lambda path: path.stem)
+def test_every_node_has_a_title(path: Path) -> None:
+    assert all(item["_meta"]["title"] for item in load(path.stem).values())
+
+
+def test_sample_image_is_the_picture_that_is_drawn_here() -> None:
+    data = SAMPLE.read_bytes()
+    assert comfyui_api.read_png(data) == comfyui_api.read_png(sample_png())
+    assert comfyui_api.read_png(data).blank is False
+    assert len(data) < 20_000
+
+
+def test_files_to_deploy(tmp_path: Path) -> None:
+    for name in ("b.json", "a.json", "notes.txt", "ui/a.json", "input/x.png", "input/make.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    files = role_filters().workflow_files(str(tmp_path), PLACES)
+    assert [(file["kind"], file["dest"], file["uid"], file["gid"]) for file in files] == [
+        ("api", "/srv/api/a.json", 0, 0),
+        ("api", "/srv/api/b.json", 0, 0),
+        ("ui", "/srv/ui/a.json", 990, 991),
+        ("input", "/srv/in/x.png", 990, 991),
+    ]
+    assert files[0]["sha256"] == hashlib.sha256(b"a.json").hexdigest()
+    assert {file["mode"] for file in files} == {"0644"}
+
+
+@pytest.mark.parametrize("version", ["0.28.1", "0.3.68", "9.9.9"])
+def test_the_repositorys_files_have_no_findings(version: str) -> None:
+    recording = ROOT / "roles" / "comfyui_workflows" / "files" / f"object_info-{version}.json"
+    assert role_filters().workflow_findings(str(WORKFLOWS), str(recording), MODELS) == []
+
+
+def test_findings_name_the_file(tmp_path: Path) -> None:
+    graph = load("txt2img_sdxl")
+    graph["5"]["inputs"]["steps"] = 0
+    (tmp_path / "mine.json").write_text(json.dumps(graph))
+    bare = tmp_path / "bare" / "info.json"
+    bare.parent.mkdir()
+    bare.write_text(json.dumps(recorded("0.28.1")))
+    expected = ["mine.json: node 5 (KSampler), steps: 0 is below the smallest value, 1"]
+    assert role_filters().workflow_findings(str(tmp_path), str(bare), MODELS) == expected
+    assert role_filters().workflow_findings(str(tmp_path), "/nonexistent", MODELS) == []
+    assert "is not among the models of checkpoints" in role_filters().workflow_findings(str(tmp_path), "", [])[0]
+
+
+def test_a_folder_without_workflows_is_a_finding(tmp_path: Path) -> None:
+    assert role_filters().workflow_findings(str(tmp_path), "", []) == [
+        f"{tmp_path}: no workflow file (*.json) is there"
+    ]
+
+
+def test_an_input_image_that_is_not_deployed_is_a_finding(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text((WORKFLOWS / "img2img_sdxl.json").read_text())
+    recording = ROOT / "roles" / "comfyui_workflows" / "files" / "object_info-0.28.1.json"
+    assert role_filters().workflow_findings(str(tmp_path), str(recording), MODELS) == [
+        "a.json: node 8 (LoadImage), image: 'dgx_pixels_sample.png' is not one of: (none)"
+    ]
+
+
+def test_digests_are_read_by_path() -> None:
+    output = f"{SHA}  /srv/a b.json\n{SHA}  /srv/c.json\n"
+    assert role_filters().parse_digests(output) == {"/srv/a b.json": SHA, "/srv/c.json": SHA}
+    assert role_filters().parse_digests("") == {}
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({}, None),
+        ({"kind": "absent"}, "absent"),
+        ({"kind": "dir"}, "not a plain file"),
+        ({"link": "/etc/hostname"}, "not a plain file"),
+        ({"sha256": "cd" * 32}, "other content"),
+        ({"sha256": None}, "other content"),
+        ({"uid": 5}, "owner 5:991"),
+        ({"gid": 5}, "owner 990:5"),
+        ({"mode": "0600"}, "mode 0600"),
+    ],
+)
+def test_plan_says_why(change: dict[str, Any], reason: str | None) -> None:
+    wanted = [{"dest": "/srv/a", "src": "a", "sha256": SHA, "uid": 990, "gid": 991, "mode": "0644"}]
+    found = {"kind": "file", "link": None, "uid": 990, "gid": 991, "mode": "0644", "sha256": SHA, **change}
+    digests = f"{found['sha256']}  /srv/a\n" if found["sha256"] else ""
+    probe = {"files": {"/srv/a": found}, "commands": {"digests": {"stdout": digests}}}
+    plan = role_filters().workflow_plan(wanted, probe)
+    assert plan == ([{**wanted[0], "reason": reason}] if reason else [])
+
+
+def test_filters_have_the_names_that_the_role_uses() -> None:
+    names = role_filters().FilterModule().filters()
+    used = "".join(path.read_text() for path in (ROOT / "roles" / "comfyui_workflows").rglob("*.yml"))
+    assert all(name in used for name in names)
