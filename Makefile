@@ -53,7 +53,8 @@ demo: setup ## Provision a sandbox host from nothing; ComfyUI at http://127.0.0.
 	echo "Stop and remove it all: make demo-destroy"
 
 demo-destroy: setup ## Remove everything that the demo made
-	@python -m sandbox down demo
+	@python -m sandbox destroy demo
+	rm -rf artifacts/demo
 
 check: setup ## Lint and unit tests
 	@ruff format --check
@@ -65,7 +66,7 @@ check: setup ## Lint and unit tests
 	pytest --quiet
 
 test: check ## Everything that gates a change, without a GPU: check, then the scenarios
-	@UPSTREAMS=standin python -m sandbox scenarios
+	@UPSTREAMS=standin molecule test --all
 
 lock: setup ## Make the locks anew
 	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -1,4 +1,4 @@
-"""Make and remove sandboxes: `python -m sandbox up|down|destroy-upstreams NAME`."""
+"""Make and remove sandboxes: `python -m sandbox up|down|destroy NAME`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 from docker import DockerClient
+from docker.errors import DockerException
 
 from sandbox import containers, upstreams
 from sandbox.engine import connect, ensure_engine
@@ -73,11 +74,14 @@ def up(name: str, mode: str, port: int | None) -> None:
         containers.introduce_upstreams(host, standins)
 
 
-def down(name: str) -> None:
-    """Remove the sandbox and its inventory."""
+def down(name: str, *, everything: bool) -> None:
+    """Remove the sandbox and its inventory; with `everything` also what sandboxes share, unless one still needs it."""
     client = connect()
     if client:
         containers.remove(client, name)
+    if client and everything:
+        for line in containers.remove_shared(client):
+            print(line)
     folder = inventory_folder(name)
     if folder.exists():
         (folder / "group_vars").unlink(missing_ok=True)
@@ -88,7 +92,7 @@ def down(name: str) -> None:
 def main() -> int:
     """Entry point; a refusal is one sentence on stderr and status 1."""
     parser = argparse.ArgumentParser(prog="sandbox", description=__doc__)
-    parser.add_argument("verb", choices=["up", "down"])
+    parser.add_argument("verb", choices=["up", "down", "destroy"])
     parser.add_argument("name")
     parser.add_argument("--port", type=int, default=None)
     parser.add_argument("--upstreams", default=os.environ.get("UPSTREAMS", "auto"))
@@ -97,9 +101,12 @@ def main() -> int:
         if arguments.verb == "up":
             up(arguments.name, arguments.upstreams, arguments.port)
         else:
-            down(arguments.name)
+            down(arguments.name, everything=arguments.verb == "destroy")
     except RefusalError as error:
         sys.stderr.write(f"{error}\n")
+        return 1
+    except DockerException as error:
+        sys.stderr.write(f"The Docker engine refused: {error}\n")
         return 1
     return 0
 

@@ -21,6 +21,7 @@ from sandbox.stages import RefusalError, stage
 
 PREFIX = "dgx-comfyui"
 LABEL = "dgx-comfyui.sandbox"
+REGISTRY_VOLUME = f"{PREFIX}-registry"
 FORWARD_PORT = 18188
 REGISTRY_PORT = 5000
 SERVICE_PORTS = [80, REGISTRY_PORT, 8001]
@@ -28,6 +29,9 @@ BOOT_LIMIT_S = 60
 BASE_REPOSITORY = "standin/pytorch"
 # The stand-ins' name in a sandbox host: their address may change, what was built from it must not.
 UPSTREAMS_NAME = "upstreams.test"
+# Settings of somebody else on that host: every run must leave them in daemon.json.
+PLANTED_DAEMON_KEYS = {"default-cgroupns-mode": "host"}
+PLANTED_REGISTRIES = ["planted.example.com:5000"]
 REGISTRY = f"{UPSTREAMS_NAME}:{REGISTRY_PORT}"
 # NVIDIA's character devices, which the stand-in driver makes: control and GPU nodes 195, nvidia-uvm 510
 # (on a real host the kernel picks that one).
@@ -157,6 +161,21 @@ def remove(client: DockerClient, name: str) -> bool:
     return True
 
 
+def remove_shared(client: DockerClient) -> list[str]:
+    """Remove stand-ins, images and the registry's volume, unless another sandbox needs them; returns what to tell."""
+    others = client.containers.list(all=True, filters={"label": LABEL})
+    names = sorted(str(other.name) for other in others if other.name != full_name("upstreams"))
+    if names:
+        return [f"Kept what {', '.join(names)} still needs: the stand-in upstreams and the images."]
+    remove(client, "upstreams")
+    for volume in client.volumes.list(filters={"name": REGISTRY_VOLUME}):
+        volume.remove(force=True)
+    tags = [tag for image in client.images.list() for tag in image.tags if tag.startswith(f"{PREFIX}-")]
+    for tag in tags:
+        client.images.remove(tag, force=True)
+    return ["Removed the sandbox, the stand-in upstreams and their images. The Docker engine stays."]
+
+
 def read_file(container: Container, path: str) -> bytes:
     """A file out of a container."""
     stream, _ = container.get_archive(path)
@@ -179,7 +198,7 @@ def ensure_upstreams(client: DockerClient) -> Container:
                 "upstreams",
                 image,
                 ports={REGISTRY_PORT: ("127.0.0.1", None)},
-                binds=[f"{PREFIX}-registry:/var/lib/docker-registry:rw"],
+                binds=[f"{REGISTRY_VOLUME}:/var/lib/docker-registry:rw"],
             )
     elif container.status != "running":
         container.start()
@@ -257,11 +276,15 @@ def ensure_host(client: DockerClient, name: str, port: int | None) -> Container:
     None lets the engine choose the port.
     """
     container = find(client, name)
-    if container is not None and container.status == "running":
-        return container
     if container is not None:
-        container.start()
-        wait_for_boot(container)
+        if container.status != "running":
+            container.start()
+            wait_for_boot(container)
+        if port and published_port(container, FORWARD_PORT) != port:
+            raise RefusalError(
+                f"{full_name(name)} is there and leads to port {published_port(container, FORWARD_PORT)}, not {port}. "
+                "Go on with that port (make demo DEMO_PORT=...), or begin anew: make demo-destroy"
+            )
         return container
     image = ensure_host_image(client)
     with stage(f"Starting the sandbox host {full_name(name)}"):
@@ -279,7 +302,7 @@ def introduce_upstreams(host: Container, upstreams: Container) -> None:
     host.exec_run(["python3", "-c", "import sys; open('/etc/hosts', 'w').write(sys.argv[1])", hosts])
     if host.exec_run(["test", "-e", "/etc/docker/daemon.json"]).exit_code == 0:
         return
-    setting = json.dumps({"insecure-registries": [REGISTRY]}).encode()
+    setting = json.dumps(PLANTED_DAEMON_KEYS | {"insecure-registries": [REGISTRY, *PLANTED_REGISTRIES]}).encode()
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w") as archive:
         entry = tarfile.TarInfo("docker/daemon.json")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import time
 from pathlib import Path
@@ -102,15 +101,6 @@ def remove_stale_pid_files() -> None:
         name = Path(f"/proc/{pid}/comm")
         if not (pid.isdigit() and name.exists() and name.read_text().strip() == program):
             path.unlink()
-
-
-def stop_started_engine() -> bool:
-    """End the engine that `ensure_engine` started by hand; False where none did."""
-    path = next(iter(PID_FILES))
-    if Path("/run/systemd/system").is_dir() or not path.exists():
-        return False
-    os.kill(int(path.read_text().strip()), signal.SIGTERM)
-    return True
 
 
 def last_line(text: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -143,9 +144,10 @@ def test_render_without_a_model_gives_a_png_of_the_asked_size(render: dict[str, 
 
 
 def test_render_lies_in_the_output_folder_and_belongs_to_the_service(
-    host: Any, site: dict[str, Any], render: dict[str, Any]
+    host: Any, site: dict[str, Any], render: dict[str, Any], evidence: Path
 ) -> None:
     path = f"{site['comfyui_data_dir']}/output/{render['images'][0]['filename']}"
+    (evidence / "render_check.png").write_bytes(host.file(path).content)
     assert png_on_disk(host, path) == ("89504e470d0a1a0a", 512, 512)
     assert host.file(path).uid == site["comfyui_user_id"]
 

@@ -1,7 +1,8 @@
 """Proof that the base image's PyTorch is what runs: its versions, its place, and a digest over its files.
 
-`record FILE` writes down what the base has, before anything is installed; `verify FILE` compares after the last install,
-and again in the running container. Standard library only, and it runs in the image, so it knows nothing of Ansible.
+`record FILE` writes down what the base has, before anything is installed; `verify FILE` compares after
+the last install, and again in the running container. Standard library only, and it runs in the image,
+so it knows nothing of Ansible.
 """
 
 from __future__ import annotations

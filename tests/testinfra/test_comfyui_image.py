@@ -1,0 +1,68 @@
+"""The image: made from pinned inputs, non-root, and its torch still the base's, in the running container too."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+GATE = ["/opt/comfyui/torch_gate.py", "verify", "/opt/comfyui/torch.json"]
+
+
+@pytest.fixture(scope="module")
+def container(host: Any) -> dict[str, Any]:
+    (document,) = json.loads(host.check_output("docker container inspect comfyui"))
+    return dict(document)
+
+
+@pytest.fixture(scope="module")
+def image(host: Any, container: dict[str, Any]) -> dict[str, Any]:
+    (document,) = json.loads(host.check_output("docker image inspect %s", container["Image"]))
+    return dict(document)
+
+
+def test_the_running_torch_is_the_bases(host: Any) -> None:
+    done = host.run("docker exec comfyui python %s %s %s", *GATE)
+    assert done.rc == 0, done.stderr
+
+
+FORGED = """
+import json, runpy, sys, tempfile
+document = json.load(open(sys.argv[2]))
+document["packages"]["torch"]["sha256"] = "0" * 64
+with tempfile.NamedTemporaryFile("w", suffix=".json") as forged:
+    json.dump(document, forged)
+    forged.flush()
+    sys.argv = [sys.argv[1], "verify", forged.name]
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def test_the_gate_notices_another_torch(host: Any) -> None:
+    done = host.run("docker exec comfyui python -c %s %s %s", FORGED, GATE[0], GATE[2])
+    assert done.rc == 1
+    assert "torch gate: torch: the base has" in done.stderr
+
+
+def test_the_image_says_what_it_was_made_from(image: dict[str, Any], site: dict[str, Any]) -> None:
+    labels = image["Config"]["Labels"]
+    assert labels["org.opencontainers.image.version"] == site["comfyui_version"]
+    assert labels["org.opencontainers.image.base.name"] == site["comfyui_base_image"]
+    assert labels["org.opencontainers.image.source"] == site["comfyui_source_repo"]
+    assert len(labels["org.opencontainers.image.revision"]) == 40
+    assert len(labels["dgx-comfyui.requirements.sha256"]) == 64
+
+
+def test_the_image_runs_as_nobody_special(image: dict[str, Any], site: dict[str, Any]) -> None:
+    assert image["Config"]["User"] == f"{site['comfyui_user_id']}:{site['comfyui_user_id']}"
+    assert image["Config"]["Healthcheck"]["Test"][0] == "CMD"
+
+
+def test_the_build_left_no_trace_of_how_this_host_reaches_the_world(host: Any, image: dict[str, Any]) -> None:
+    environment = " ".join(image["Config"]["Env"])
+    assert "proxy" not in environment.lower()
+    assert "PIP_INDEX_URL" not in environment
+    history = host.check_output("docker image history --no-trunc --format '{{.CreatedBy}}' %s", image["Id"])
+    assert "BEGIN CERTIFICATE" not in history
+    assert host.run("docker exec comfyui sh -c 'ls /run/secrets 2>/dev/null'").stdout.strip() == ""

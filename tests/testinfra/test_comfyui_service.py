@@ -1,0 +1,103 @@
+"""The service: enabled at boot, on the address that was asked for, with no right that it does not need."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="module")
+def container(host: Any) -> dict[str, Any]:
+    (document,) = json.loads(host.check_output("docker container inspect comfyui"))
+    return dict(document)
+
+
+@pytest.fixture(scope="module")
+def release(host: Any) -> dict[str, Any]:
+    document: dict[str, Any] = json.loads(host.check_output("cat /etc/comfyui/current"))
+    return document
+
+
+def test_the_unit_runs_and_starts_at_boot(host: Any) -> None:
+    unit = host.service("comfyui")
+    assert unit.is_running
+    assert unit.is_enabled
+
+
+def test_the_container_is_the_current_releases(
+    host: Any, container: dict[str, Any], release: dict[str, Any], site: dict[str, Any]
+) -> None:
+    current = host.check_output("readlink /etc/comfyui/current")
+    assert container["Config"]["Labels"]["dgx-comfyui.release"] == current.removeprefix("releases/").removesuffix(
+        ".json"
+    )
+    assert container["Config"]["Image"] == release["image"]
+    assert release["data_dir"] == site["comfyui_data_dir"]
+    assert container["State"]["Running"]
+
+
+def test_the_api_listens_where_it_was_asked_to_and_nowhere_else(host: Any, site: dict[str, Any]) -> None:
+    lines = host.check_output(f"ss -Hltn 'sport = :{site['comfyui_port']}'").splitlines()
+    assert {line.split()[3] for line in lines} == {f"{site['comfyui_bind_address']}:{site['comfyui_port']}"}
+
+
+def test_the_container_has_no_rights_to_spare(container: dict[str, Any], site: dict[str, Any]) -> None:
+    limits = container["HostConfig"]
+    assert limits["CapDrop"] == ["ALL"]
+    assert not limits["CapAdd"]
+    assert limits["ReadonlyRootfs"] is True
+    assert limits["SecurityOpt"] == ["no-new-privileges"]
+    assert limits["Privileged"] is False
+    assert limits["PidMode"] == ""
+    assert limits["NetworkMode"] in {"bridge", "default"}
+    assert container["Config"]["User"] == f"{site['comfyui_user_id']}:{site['comfyui_user_id']}"
+    assert not [mount for mount in container["Mounts"] if mount["Source"].endswith("docker.sock")]
+
+
+def test_the_process_runs_as_the_service_account(host: Any, site: dict[str, Any]) -> None:
+    rows = host.check_output("docker top comfyui -eo pid,uid,args").splitlines()[1:]
+    assert {int(row.split()[1]) for row in rows} == {site["comfyui_user_id"]}
+
+
+@pytest.mark.parametrize(
+    ("path", "writable"),
+    [
+        ("/data/models", False),
+        ("/opt/comfyui/app", False),
+        ("/data/input", True),
+        ("/data/output", True),
+        ("/data/user", True),
+        ("/data/cache", True),
+        ("/tmp", True),  # noqa: S108 - in the container
+    ],
+)
+def test_it_writes_only_where_it_should(host: Any, path: str, writable: bool) -> None:
+    probe = f"{path}/.written-by-verify"
+    done = host.run("docker exec comfyui sh -c %s", f"touch {probe} && rm {probe}")
+    assert (done.rc == 0) == writable
+
+
+def test_the_containers_words_are_in_the_journal(host: Any, container: dict[str, Any]) -> None:
+    assert container["HostConfig"]["LogConfig"]["Type"] == "journald"
+    assert host.check_output("journalctl CONTAINER_NAME=comfyui --output cat --lines 200").strip()
+
+
+def test_the_container_got_the_gpus_that_were_asked_for(host: Any, site: dict[str, Any]) -> None:
+    on_host = set(host.run("find /dev -maxdepth 1 -name 'nvidia[0-9]*' -printf '%f\\n'").stdout.split())
+    inside = set(host.run("docker exec comfyui sh -c 'cd /dev && ls -d nvidia[0-9]*'").stdout.split())
+    assert inside == (on_host if site["comfyui_gpus"] == "all" else set())
+    if site["comfyui_gpus"] == "all":
+        assert host.run("docker exec comfyui test -c /dev/nvidia-uvm").rc == 0
+
+
+def test_cuda_computes_in_the_running_container(host: Any, site: dict[str, Any]) -> None:
+    if site["comfyui_device"] != "cuda":
+        pytest.skip("no GPU: ComfyUI computes on the CPU here")
+    program = (
+        "import torch; x = torch.randn(1024, 1024, device='cuda'); y = (x @ x).sum().item(); assert y == y; "
+        "major, minor = torch.cuda.get_device_capability(); print(f'sm_{major}{minor}', *torch.cuda.get_arch_list())"
+    )
+    done = host.run("docker exec comfyui python -c %s", program)
+    assert done.rc == 0, done.stderr
