@@ -1,4 +1,3 @@
-# make demo | demo-destroy | check | test | test-full | lock
 SHELL := /bin/bash
 .ONESHELL:
 .SHELLFLAGS := -euo pipefail -c
@@ -24,7 +23,7 @@ endif
 PYTHON = $(shell for p in python3.13 python3.12 python3.11 python3 /usr/bin/python3; do \
   if "$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then echo "$$p"; break; fi; done)
 
-.PHONY: help demo demo-destroy check test test-full lock setup
+.PHONY: help demo demo-destroy check test lock setup
 help: ## Show the commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 

@@ -28,6 +28,11 @@ def model_store_paths(entries: Mapping[str, Any], directory: str, folders: list[
     }
 
 
+def model_store_files(entries: Mapping[str, Any], directory: str) -> list[dict[str, Any]]:
+    """Path and size in bytes of each entry's file: for roles that count disk or look models up by name."""
+    return [{"path": rules.entry_dest(directory, entry), "size_b": entry["size_b"]} for entry in entries.values()]
+
+
 def model_store_plan(probe: Mapping[str, Any], **wanted: Any) -> dict[str, Any]:
     """Compare a probe of `model_store_paths` with what is wanted; see model_files.plan_store."""
     return rules.plan_store(probe=probe, **wanted)
@@ -40,6 +45,7 @@ class FilterModule:
         return {
             "model_store_problems": rules.store_problems,
             "model_store_entries": model_store_entries,
+            "model_store_files": model_store_files,
             "model_store_paths": model_store_paths,
             "model_store_ancestors": rules.ancestors,
             "model_store_plan": model_store_plan,

@@ -15,6 +15,7 @@ from docker.errors import DockerException
 from sandbox.stages import RefusalError, stage
 
 START_LIMIT_S = 60
+SYSTEMD = Path("/run/systemd/system")
 LOG = Path("/var/log/dockerd-sandbox.log")
 PID_FILES = {
     Path("/var/run/docker.pid"): "dockerd",
@@ -72,22 +73,23 @@ def _install() -> None:
 
 
 def _start() -> DockerClient:
-    if Path("/run/systemd/system").is_dir():
+    daemon = None
+    if SYSTEMD.is_dir():
         subprocess.run(["systemctl", "start", "docker.service"], check=False, capture_output=True)
     else:
         remove_stale_pid_files()
         with LOG.open("ab") as log:
-            subprocess.Popen(
+            daemon = subprocess.Popen(
                 ["dockerd"], stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, cwd="/"
             )
     deadline = time.monotonic() + START_LIMIT_S
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and (daemon is None or daemon.poll() is None):
         if client := connect():
             return client
-        time.sleep(0.5)
+        time.sleep(0.2)
     tail = last_line(LOG.read_text(errors="replace")) if LOG.exists() else "see journalctl --unit docker"
     raise RefusalError(
-        f"The Docker engine did not answer within {START_LIMIT_S} s: {tail}. "
+        f"The Docker engine cannot be started here: {tail}. "
         "This machine may not allow containers. `make check` needs no engine."
     )
 

@@ -45,6 +45,13 @@ def test_the_gate_notices_another_torch(host: Any) -> None:
     assert "torch gate: torch: the base has" in done.stderr
 
 
+def test_what_comfyui_imports_at_its_start_is_there(host: Any, site: dict[str, Any]) -> None:
+    if site["comfyui_version"] == "0.3.68":
+        pytest.skip("this version starts without torchaudio")
+    done = host.run("docker exec comfyui python -c %s", "import torchaudio; print(torchaudio.__version__)")
+    assert done.rc == 0, done.stderr
+
+
 def test_the_image_says_what_it_was_made_from(image: dict[str, Any], site: dict[str, Any]) -> None:
     labels = image["Config"]["Labels"]
     assert labels["org.opencontainers.image.version"] == site["comfyui_version"]

@@ -39,3 +39,10 @@ def test_the_plan_reads_what_the_probe_was_asked_for() -> None:
 
 def test_every_filter_is_named_after_the_role() -> None:
     assert all(name.startswith("model_store_") for name in model_store.FilterModule().filters())
+
+
+def test_files_are_listed_with_path_and_size() -> None:
+    entries = {"x": {"folder": "loras", "path": "deep/pixel.safetensors", "size_b": 7}}
+    assert model_store.model_store_files(entries, "/srv/models") == [
+        {"path": "/srv/models/loras/pixel.safetensors", "size_b": 7}
+    ]

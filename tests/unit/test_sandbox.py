@@ -123,6 +123,23 @@ def test_a_docker_host_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyP
         engine.ensure_engine()
 
 
+def test_an_engine_that_dies_is_one_sentence_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "dockerd"
+    program.write_text("#!/bin/sh\necho 'iptables: Permission denied' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.delenv("DOCKER_HOST", raising=False)
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    monkeypatch.setattr(engine, "connect", lambda: None)
+    monkeypatch.setattr(engine, "PID_FILES", {})
+    monkeypatch.setattr(engine, "SYSTEMD", tmp_path / "no-systemd")
+    monkeypatch.setattr(engine, "LOG", tmp_path / "log")
+    with pytest.raises(RefusalError, match=r"iptables: Permission denied.*make check"):
+        engine.ensure_engine()
+
+
 def test_pid_files_of_the_dead_are_removed_and_of_the_living_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
