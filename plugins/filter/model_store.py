@@ -14,8 +14,8 @@ import model_files as rules
 
 
 def model_store_entries(catalogue: Mapping[str, Any], models: list[str]) -> dict[str, Any]:
-    """The wanted part of a catalogue."""
-    return {name: catalogue[name] for name in models}
+    """The wanted part of a catalogue; model_store_problems speaks of what is not in it."""
+    return {name: catalogue[name] for name in models if name in catalogue}
 
 
 def model_store_paths(entries: Mapping[str, Any], directory: str, folders: list[str]) -> dict[str, list[str]]:

@@ -32,6 +32,13 @@ BLOCK_B = 4 << 20
 PROGRESS_B = 32 << 20
 USER_AGENT = "dgx-comfyui model_store"
 
+# Told what goes on: a text, and with done_b and total_b how far it is.
+Report = Callable[..., None]
+
+
+def nobody(*_args: Any, **_kwargs: Any) -> None:
+    """The report to nobody."""
+
 
 class StoreError(Exception):
     """The run ends with this message; trying again would not help, or was done often enough."""
@@ -203,8 +210,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class Transfer:
     """The bytes of one file into its open `.part`, resumed as often as needed."""
 
-    def __init__(self, wanted: Wanted, part: int, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, wanted: Wanted, part: int, pool: ThreadPoolExecutor, report: Report = nobody) -> None:
         self.wanted = wanted
+        self.report = report
         self.shown = rules.without_credentials(wanted.url)
         self.part = part
         self.pool = pool
@@ -247,6 +255,7 @@ class Transfer:
         while self.have_b < size_b and (block := os.read(self.part, BLOCK_B)):
             self.digest.update(block)
             self.have_b += len(block)
+            self.report("reading what an earlier run kept", done_b=self.have_b, total_b=size_b)
         self.has_kept = self.have_b > 0
         self.kept_b = self.have_b
 
@@ -281,6 +290,7 @@ class Transfer:
                         f"{str(error).removesuffix('.')}. Gave up after {failures} attempts; "
                         + (f"{kept} to continue from there." if self.have_b else "nothing has come, run again.")
                     ) from error
+                self.report(f"the transfer broke off, trying again ({failures} of {self.wanted.attempts})")
                 time.sleep(rules.backoff_s(failures, self.wanted.retry_delay_s, error.asked_s))
 
     def attempt(self) -> None:
@@ -380,6 +390,7 @@ class Transfer:
         self.digest.update(bytes(block))
         self.have_b += len(block)
         self.fetched_b += len(block)
+        self.report(done_b=self.have_b, total_b=self.wanted.size_b)
 
 
 def need_space(wanted: Wanted, have_b: int) -> None:
@@ -438,14 +449,18 @@ def write_text(path: str, text: str, *, mode: int) -> None:
     sync_folder(os.path.dirname(path))
 
 
-def hash_file(path: str) -> str:
+def hash_file(path: str, report: Report = nobody) -> str:
     """SHA-256 of a file, in blocks."""
     digest = hashlib.sha256()
     buffer = bytearray(2 * BLOCK_B)
     view = memoryview(buffer)
     with open(path, "rb", buffering=0) as handle:
+        total_b = os.fstat(handle.fileno()).st_size
+        done_b = 0
         while size_b := handle.readinto(buffer):
             digest.update(view[:size_b])
+            done_b += size_b
+            report("proving the file that is there", done_b=done_b, total_b=total_b)
     return digest.hexdigest()
 
 
@@ -461,7 +476,7 @@ def check_format(path: str, size_b: int) -> None:
             raise StoreError(f"{path} has the catalogue's digest but is no valid safetensors file: {error}.") from error
 
 
-def examine(wanted: Wanted, *, audit: bool) -> Found:
+def examine(wanted: Wanted, *, audit: bool, report: Report = nobody) -> Found:
     """What lies at the destination; its bytes are read only where the record does not speak for them."""
     try:
         status = os.stat(wanted.dest)
@@ -473,7 +488,7 @@ def examine(wanted: Wanted, *, audit: bool) -> Found:
     proved = rules.record_proves(read_text(wanted.record), facts, sha256=wanted.sha256, size_b=wanted.size_b)
     if proved and not audit:
         return Found("recorded", wanted.sha256, status)
-    digest = hash_file(wanted.dest)
+    digest = hash_file(wanted.dest, report)
     if digest != wanted.sha256:
         return Found("wrong", digest, status)
     check_format(wanted.dest, status.st_size)
@@ -528,10 +543,10 @@ def quarantine(wanted: Wanted, digest: str) -> str:
     return target
 
 
-def fetch(wanted: Wanted, part: int, outcome: Outcome, settle: Callable[[str], None]) -> None:
+def fetch(wanted: Wanted, part: int, outcome: Outcome, settle: Callable[[str], None], report: Report) -> None:
     """Transfer, prove, and only then give the file its name."""
     with ThreadPoolExecutor(max_workers=1) as pool:
-        transfer = Transfer(wanted, part, pool)
+        transfer = Transfer(wanted, part, pool, report)
         try:
             transfer.run()
         finally:
@@ -544,6 +559,7 @@ def fetch(wanted: Wanted, part: int, outcome: Outcome, settle: Callable[[str], N
         raise
     os.fchmod(part, 0o644)
     settle(wanted.part)
+    report("writing it to the disk")
     os.fsync(part)
     os.replace(wanted.part, wanted.dest)
     sync_folder(os.path.dirname(wanted.dest))
@@ -566,7 +582,9 @@ def predict(wanted: Wanted, found: Found) -> Outcome:
     return Outcome(changed=True, outcome="fetched", found=found.state, quarantined=target)
 
 
-def ensure(wanted: Wanted, *, audit: bool, check_mode: bool, settle: Callable[[str], None]) -> Outcome:
+def ensure(
+    wanted: Wanted, *, audit: bool, check_mode: bool, settle: Callable[[str], None], report: Report = nobody
+) -> Outcome:
     """Make `wanted.dest` the published file. `settle` gives a path the owner and mode that were asked for.
 
     `changed` means that something on the host is different, the record counted; an audit that confirms changes nothing.
@@ -578,8 +596,10 @@ def ensure(wanted: Wanted, *, audit: bool, check_mode: bool, settle: Callable[[s
         facts = {"size_b": status.st_size, "mtime_ns": status.st_mtime_ns, "inode": status.st_ino}
         if rules.record_proves(read_text(wanted.record), facts, sha256=wanted.sha256, size_b=wanted.size_b):
             return Outcome(changed=False, outcome="verified", found="recorded")
+    report("waiting for another run that fetches this file")
     with locked_part(wanted) as part:
-        found = examine(wanted, audit=audit)
+        report("asking for it")
+        found = examine(wanted, audit=audit, report=report)
         if found.state == "recorded":
             return Outcome(changed=False, outcome="verified", found=found.state)
         if found.state == "unproved" and found.status:
@@ -593,7 +613,7 @@ def ensure(wanted: Wanted, *, audit: bool, check_mode: bool, settle: Callable[[s
                 f"{outcome.quarantined}; delete it when nobody misses it."
             )
         try:
-            fetch(wanted, part, outcome, settle)
+            fetch(wanted, part, outcome, settle, report)
         except StoreError as error:
             moved = f" The wrong file that was there is now {outcome.quarantined}." if outcome.quarantined else ""
             raise StoreError(f"{error}{moved}") from error

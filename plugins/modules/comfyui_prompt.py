@@ -157,6 +157,7 @@ from ansible.module_utils.comfyui_graph import (
     set_inputs,
     used_classes,
 )
+from ansible.module_utils.progress import Reporter
 
 EXPECT_SPEC: dict[str, Any] = {
     "count": {"type": "int"},
@@ -227,7 +228,9 @@ def main() -> None:
                 graphs[name] = set_inputs(graph, params["inputs"])
             elif not only_check:
                 raise ValueError(f"{name}: {FORMAT_MESSAGES[detect_format(graph)]}")
-        client.wait(0 if module.check_mode else params["wait_s"])
+        with Reporter.from_environment() as report:
+            report("its API does not answer yet")
+            client.wait(0 if module.check_mode else params["wait_s"])
         if only_check:
             result["findings"] = validate(client, graphs)
             if result["findings"]:
@@ -238,7 +241,9 @@ def main() -> None:
                     **result,
                 )
             module.exit_json(msg="checked against the running server, nothing was queued", **result)
-        result.update(client.run(next(iter(graphs.values())), params["timeout_s"]))
+        with Reporter.from_environment() as report:
+            report("rendering")
+            result.update(client.run(next(iter(graphs.values())), params["timeout_s"]))
         result["changed"] = wrote_files(result)
     except FileNotFoundError as error:
         if module.check_mode:  # in a dry run the file may be what the run would put there

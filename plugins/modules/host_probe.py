@@ -139,7 +139,7 @@ def run_command(argv: list[str]) -> dict[str, Any]:
             stdin=subprocess.DEVNULL,
             env={**os.environ, "LC_ALL": "C.UTF-8"},
         )
-    except (FileNotFoundError, PermissionError) as error:
+    except OSError as error:  # not there, not to be run, or no program at all
         return {"rc": 127, "stdout": "", "stderr": str(error)}
     except subprocess.TimeoutExpired:
         return {"rc": 124, "stdout": "", "stderr": f"no answer within {COMMAND_LIMIT_S} s"}

@@ -163,6 +163,7 @@ from typing import Any
 from ansible.module_utils import model_files as rules
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.model_fetch import StoreError, Wanted, ensure
+from ansible.module_utils.progress import Reporter
 
 
 def problems(params: dict[str, Any]) -> list[str]:
@@ -198,7 +199,8 @@ def run(module: AnsibleModule) -> None:
         module.set_fs_attributes_if_different(module.load_file_common_arguments(params, path=path), changed=False)
 
     try:
-        outcome = ensure(wanted, audit=params["audit"], check_mode=module.check_mode, settle=settle)
+        with Reporter.from_environment() as report:
+            outcome = ensure(wanted, audit=params["audit"], check_mode=module.check_mode, settle=settle, report=report)
     except StoreError as error:
         module.fail_json(msg=str(error))
     except OSError as error:

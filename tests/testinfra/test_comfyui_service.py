@@ -92,12 +92,21 @@ def test_the_container_got_the_gpus_that_were_asked_for(host: Any, site: dict[st
         assert host.run("docker exec comfyui test -c /dev/nvidia-uvm").rc == 0
 
 
-def test_cuda_computes_in_the_running_container(host: Any, site: dict[str, Any]) -> None:
+# A GPU runs code of its own architecture, of an older minor one of the same major, and PTX of an older one.
+CUDA_PROGRAM = """
+import re, torch
+x = torch.ones(1024, 1024, device="cuda")
+assert (x @ x).sum().item() == 1024.0**3
+own = torch.cuda.get_device_capability()
+listed = [(kind, int(digits[:-1]), int(digits[-1])) for kind, digits in
+          (re.fullmatch(r"(sm|compute)_([0-9]+)[a-z]*", name).groups() for name in torch.cuda.get_arch_list())]
+fits = [entry for entry in listed if entry[1:] <= own and (entry[0] == "compute" or entry[1] == own[0])]
+assert fits, f"sm_{own[0]}{own[1]} is not among {torch.cuda.get_arch_list()}"
+"""
+
+
+def test_cuda_computes_in_the_running_container_with_code_for_this_gpu(host: Any, site: dict[str, Any]) -> None:
     if site["comfyui_device"] != "cuda":
         pytest.skip("no GPU: ComfyUI computes on the CPU here")
-    program = (
-        "import torch; x = torch.randn(1024, 1024, device='cuda'); y = (x @ x).sum().item(); assert y == y; "
-        "major, minor = torch.cuda.get_device_capability(); print(f'sm_{major}{minor}', *torch.cuda.get_arch_list())"
-    )
-    done = host.run("docker exec comfyui python -c %s", program)
+    done = host.run("docker exec comfyui python -c %s", CUDA_PROGRAM)
     assert done.rc == 0, done.stderr

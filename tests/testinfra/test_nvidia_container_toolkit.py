@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import cdi_spec
 import pytest
 import yaml
+
+import cdi_spec
 
 PACKAGES = [
     "nvidia-container-toolkit",

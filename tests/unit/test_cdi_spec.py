@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import yaml
-from cdi_spec import SpecError, compare, device_nodes, host_files, parse
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cdi_spec import SpecError, compare, device_nodes, host_files, parse
 
 LIVE = {
     "/dev/nvidia0": (195, 0),

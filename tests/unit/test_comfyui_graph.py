@@ -8,10 +8,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import comfyui_graph as cg
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+import comfyui_graph as cg
 
 DATA = Path(__file__).resolve().parents[1] / "data"
 CLASSES = {

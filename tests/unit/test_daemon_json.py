@@ -6,6 +6,9 @@ import json
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from daemon_json import (
     DaemonJsonError,
     changed_paths,
@@ -26,8 +29,6 @@ from daemon_json import (
     validation_argv,
     version_tuple,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 DGX_ARGV = [
     "/usr/bin/dockerd",

@@ -7,11 +7,12 @@ import struct
 from pathlib import Path
 from typing import Any
 
-import model_files as rules
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+
+import model_files as rules
 from upstreams import hub
 
 CATALOGUE = Path(__file__).parents[2] / "inventory" / "group_vars" / "all" / "model_catalogue.yml"

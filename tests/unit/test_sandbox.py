@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from docker.errors import APIError
+
 from sandbox import __main__ as command
 from sandbox import containers, engine, images, upstreams
 from sandbox.stages import RefusalError

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
-from cdi_spec import compare, parse
 from hypothesis import given
 from hypothesis import strategies as st
+
+from cdi_spec import compare, parse
 from upstreams.toolkit import build, driver, nvidia_ctk, nvidia_smi
 
 HERE = Path(build.__file__).parent

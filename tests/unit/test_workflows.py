@@ -12,9 +12,10 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import comfyui_api
 import comfyui_graph
-import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / "workflows"
