@@ -23,7 +23,7 @@ endif
 PYTHON = $(shell for p in python3.13 python3.12 python3.11 python3 /usr/bin/python3; do \
   if "$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then echo "$$p"; break; fi; done)
 
-.PHONY: help demo demo-destroy check test lock setup
+.PHONY: help demo demo-destroy check test test-full bench lock setup
 help: ## Show the commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
@@ -65,7 +65,12 @@ check: setup ## Lint and unit tests
 	pytest --quiet
 
 test: check ## Everything that gates a change, without a GPU: check, then the scenarios
-	@UPSTREAMS=standin molecule test --all
+	@UPSTREAMS=standin python -m sandbox scenarios --plain
+
+test-full: test bench ## Everything: test, and the benchmarks
+
+bench: setup ## What a run costs that has nothing to do, as ratios
+	@UPSTREAMS=standin python tests/bench/noop.py
 
 lock: setup ## Make the locks anew
 	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

@@ -1,11 +1,15 @@
-"""Make and remove sandboxes: `python -m sandbox up|down|destroy NAME`."""
+"""Make and remove sandboxes: `python -m sandbox up|down|destroy|keep NAME`, `python -m sandbox scenarios`."""
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import socket
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ import yaml
 from docker import DockerClient
 from docker.errors import DockerException
 
-from sandbox import containers, upstreams
+from sandbox import containers, scenarios, snapshot, upstreams
 from sandbox.engine import connect, ensure_engine
 from sandbox.images import machine_certificates
 from sandbox.stages import RefusalError
@@ -62,13 +66,34 @@ def refuse_taken_port(port: int) -> None:
             ) from error
 
 
-def up(name: str, mode: str, port: int | None) -> None:
+def up(name: str, mode: str, port: int | None, begin: str) -> None:
     """Make the sandbox and its inventory, or go on with the one that is there."""
     client = connect()
     if port and not (client and containers.find(client, name)):
         refuse_taken_port(port)
-    client = ensure_engine()
-    host = containers.ensure_host(client, name, port)
+    with one_at_a_time():
+        client = ensure_engine()
+    # Not under the lock: a seed is provisioned by a run of its own.
+    kept = snapshot.ensure(client) if begin == "snapshot" and not containers.find(client, name) else ""
+    with one_at_a_time():
+        prepare(client, name, mode, port, kept)
+
+
+@contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Let two runs on this machine make what they share one after the other: engine, images, stand-ins."""
+    with Path(tempfile.gettempdir(), "dgx-comfyui-sandbox.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def prepare(client: DockerClient, name: str, mode: str, port: int | None, kept: str) -> None:
+    """The work of `up`, once nobody else is at it."""
+    host = containers.go_on(client, name, port)
+    if host is None and kept:
+        host = snapshot.start(client, name, port, kept)
+    if host is None:
+        host = containers.start_virgin(client, name, port)
     write_inventory(client, name, mode)
     if standins := containers.find(client, "upstreams"):
         containers.introduce_upstreams(host, standins)
@@ -89,17 +114,32 @@ def down(name: str, *, everything: bool) -> None:
         folder.rmdir()
 
 
+def keep(name: str) -> None:
+    """Keep a provisioned sandbox as the start of other scenarios."""
+    client = ensure_engine()
+    snapshot.take(client, name, snapshot.key(client))
+
+
 def main() -> int:
     """Entry point; a refusal is one sentence on stderr and status 1."""
     parser = argparse.ArgumentParser(prog="sandbox", description=__doc__)
-    parser.add_argument("verb", choices=["up", "down", "destroy"])
-    parser.add_argument("name")
-    parser.add_argument("--port", type=int, default=None)
-    parser.add_argument("--upstreams", default=os.environ.get("UPSTREAMS", "auto"))
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("up", "down", "destroy", "keep"):
+        verbs.add_parser(verb).add_argument("name")
+    verbs.choices["up"].add_argument("--port", type=int, default=None)
+    verbs.choices["up"].add_argument("--upstreams", default=os.environ.get("UPSTREAMS", "auto"))
+    verbs.choices["up"].add_argument("--from", dest="begin", choices=["nothing", "snapshot"], default="nothing")
+    tests = verbs.add_parser("scenarios")
+    tests.add_argument("names", nargs="*", default=scenarios.found())
+    tests.add_argument("--plain", action="store_true", help="run the first scenario without Mitogen as well")
     arguments = parser.parse_args()
     try:
         if arguments.verb == "up":
-            up(arguments.name, arguments.upstreams, arguments.port)
+            up(arguments.name, arguments.upstreams, arguments.port, arguments.begin)
+        elif arguments.verb == "keep":
+            keep(arguments.name)
+        elif arguments.verb == "scenarios":
+            return scenarios.run_all(arguments.names, plain=arguments.plain)
         else:
             down(arguments.name, everything=arguments.verb == "destroy")
     except RefusalError as error:

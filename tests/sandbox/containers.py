@@ -158,6 +158,8 @@ def remove(client: DockerClient, name: str) -> bool:
     if container is None:
         return False
     container.remove(force=True, v=True)
+    for volume in client.volumes.list(filters={"label": f"{LABEL}={full_name(name)}-engine"}):
+        volume.remove(force=True)
     return True
 
 
@@ -270,22 +272,27 @@ def serve_repository(upstreams: Container, source: Path, ref: str) -> tuple[str,
     return f"http://{UPSTREAMS_NAME}/git/local.git", commit
 
 
-def ensure_host(client: DockerClient, name: str, port: int | None) -> Container:
-    """The running sandbox host of this name; ComfyUI's loopback port is published at 127.0.0.1:`port` of this machine.
+def go_on(client: DockerClient, name: str, port: int | None) -> Container | None:
+    """The sandbox host of this name, running again; None where there is none.
 
-    None lets the engine choose the port.
+    ComfyUI's loopback port is published at 127.0.0.1:`port` of this machine, or where the engine chose to.
     """
     container = find(client, name)
-    if container is not None:
-        if container.status != "running":
-            container.start()
-            wait_for_boot(container)
-        if port and published_port(container, FORWARD_PORT) != port:
-            raise RefusalError(
-                f"{full_name(name)} is there and leads to port {published_port(container, FORWARD_PORT)}, not {port}. "
-                "Go on with that port (make demo DEMO_PORT=...), or begin anew: make demo-destroy"
-            )
-        return container
+    if container is None:
+        return None
+    if container.status != "running":
+        container.start()
+        wait_for_boot(container)
+    if port and published_port(container, FORWARD_PORT) != port:
+        raise RefusalError(
+            f"{full_name(name)} is there and leads to port {published_port(container, FORWARD_PORT)}, not {port}. "
+            "Go on with that port (make demo DEMO_PORT=...), or begin anew: make demo-destroy"
+        )
+    return container
+
+
+def start_virgin(client: DockerClient, name: str, port: int | None) -> Container:
+    """A new sandbox host that nothing has been done to."""
     image = ensure_host_image(client)
     with stage(f"Starting the sandbox host {full_name(name)}"):
         return start_host(client, name, image, ports={FORWARD_PORT: ("127.0.0.1", port)}, volumes=["/var/lib/docker"])
