@@ -13,9 +13,15 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "module_utils"))
 import model_files as rules
 
 
-def model_store_entries(catalogue: Mapping[str, Any], models: list[str]) -> dict[str, Any]:
-    """The wanted part of a catalogue; model_store_problems speaks of what is not in it."""
-    return {name: catalogue[name] for name in models if name in catalogue}
+def model_store_entries(catalogue: object, models: object) -> dict[str, Any]:
+    """The wanted part of a catalogue, as far as it is sound; model_store_problems says what is wrong with the rest.
+
+    Other roles' inputs are made of it, and are looked at before a bad catalogue can be refused in a sentence.
+    """
+    if not isinstance(catalogue, Mapping) or not isinstance(models, list):
+        return {}
+    wanted = {str(name): catalogue.get(name) for name in models if isinstance(name, str)}
+    return {name: entry for name, entry in wanted.items() if not rules.entry_problems(name, entry)}
 
 
 def model_store_paths(entries: Mapping[str, Any], directory: str, folders: list[str]) -> dict[str, list[str]]:

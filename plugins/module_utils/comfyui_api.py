@@ -315,9 +315,12 @@ class Client:
             known.update(answer)
         return known
 
-    def submit(self, graph: Mapping[str, Any]) -> str:
-        """Queue a graph and return its id. A part that ComfyUI would leave out is a rejection of the whole."""
-        body = {"prompt": graph, "client_id": str(uuid.uuid4())}
+    def submit(self, graph: Mapping[str, Any], *, front: bool = False) -> str:
+        """Queue a graph, before all that wait where `front` says so, and return its id.
+
+        A part that ComfyUI would leave out is a rejection of the whole.
+        """
+        body = {"prompt": graph, "client_id": str(uuid.uuid4()), "front": front}
         status, answer = self.json("/prompt", body, accept=(200, 400))
         node_errors = answer.get("node_errors") or {}
         if status == 200 and not node_errors:
@@ -406,10 +409,10 @@ class Client:
         except ValueError as error:
             raise ComfyuiError("image", f"{reference.get('filename')}: {error}") from error
 
-    def run(self, graph: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
+    def run(self, graph: Mapping[str, Any], timeout_s: float, *, front: bool = False) -> dict[str, Any]:
         """Submit, follow, fetch and measure. ComfyuiError carries the prompt's id where there is one."""
         started = time.monotonic()
-        prompt_id = self.submit(graph)
+        prompt_id = self.submit(graph, front=front)
         try:
             entry = self.follow(prompt_id, timeout_s)
             seconds = time.monotonic() - started

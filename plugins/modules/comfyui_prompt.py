@@ -38,6 +38,10 @@ options:
     description: Check the graph against the running server, and queue nothing.
     type: bool
     default: false
+  front:
+    description: Put the graph before all that wait in the queue. What runs is not interrupted.
+    type: bool
+    default: false
   wait_s:
     description: How long to wait for the server to answer at all before anything else.
     type: float
@@ -207,6 +211,7 @@ def main() -> None:
             "graph_files": {"type": "list", "elements": "path"},
             "inputs": {"type": "dict", "default": {}},
             "validate_only": {"type": "bool", "default": False},
+            "front": {"type": "bool", "default": False},
             "wait_s": {"type": "float", "default": 0},
             "timeout_s": {"type": "float", "default": 300},
             "expect": {"type": "dict", "default": {}, "options": EXPECT_SPEC},
@@ -243,7 +248,7 @@ def main() -> None:
             module.exit_json(msg="checked against the running server, nothing was queued", **result)
         with Reporter.from_environment() as report:
             report("rendering")
-            result.update(client.run(next(iter(graphs.values())), params["timeout_s"]))
+            result.update(client.run(next(iter(graphs.values())), params["timeout_s"], front=params["front"]))
         result["changed"] = wrote_files(result)
     except FileNotFoundError as error:
         if module.check_mode:  # in a dry run the file may be what the run would put there

@@ -347,7 +347,7 @@ def test_submission_is_wrapped_and_named(told: Any) -> None:
     server = told(accepted())
     assert server.client.submit(RENDER) == "p"
     ((_, body),) = server.seen
-    assert body["prompt"] == RENDER
+    assert (body["prompt"], body["front"]) == (RENDER, False)
     assert len(body["client_id"]) == 36
 
 
@@ -617,3 +617,10 @@ def test_a_dry_run_skips_where_nothing_is_there_yet(parameters: dict[str, Any]) 
     assert time.monotonic() - started < 30
     assert (result["skipped"], result["changed"]) == (True, False)
     assert result["msg"].startswith("not checked: ")
+
+
+def test_a_submission_may_go_before_all_that_wait(told: Any) -> None:
+    server = told(accepted())
+    server.client.submit(RENDER, front=True)
+    ((_, body),) = server.seen
+    assert body["front"] is True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import yaml
 ROOT = Path(__file__).parents[2]
 GROUP_VARS = ROOT / "inventory" / "group_vars" / "all"
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
+PREFLIGHTS = sorted((ROOT / "roles").glob("*/tasks/preflight.yml"))
 SITE_FILES = ("comfyui.yml", "model_catalogue.yml")
 # What one role finds out or makes, for the inputs of another.
 OUTPUTS = {"preflight_found_device", "preflight_found_gpus", "comfyui_image_reference"}
@@ -50,6 +52,28 @@ def test_every_required_input_is_wired(role: str) -> None:
     required = {name for name, option in options.items() if option.get("required")}
     wiring = GROUP_VARS / f"{role}.yml"
     assert required <= set(load(wiring) if wiring.exists() else {})
+
+
+def test_the_preflight_of_every_role_runs_first() -> None:
+    (play,) = yaml.safe_load((ROOT / "playbooks/site.yml").read_text())
+    imports = [
+        task["ansible.builtin.import_role"]
+        for task in play["tasks"][0]["block"]
+        if "ansible.builtin.import_role" in task
+    ]
+    first = [
+        role["name"] for role in itertools.takewhile(lambda role: role.get("tasks_from") == "preflight", imports[1:])
+    ]
+    assert imports[0]["name"] == "preflight"
+    assert sorted(first) == sorted(path.parts[-3] for path in PREFLIGHTS)
+
+
+# What runs before the first change of a virgin host may neither ask it nor touch it.
+@pytest.mark.parametrize("path", PREFLIGHTS, ids=lambda path: path.parts[-3])
+def test_the_preflight_of_a_role_reads_no_host(path: Path) -> None:
+    control_node = {"ansible.builtin.assert", "ansible.builtin.debug", "ansible.builtin.set_fact"}
+    words = {"name", "vars", "when", "loop", "loop_control"}
+    assert all(set(task) - words <= control_node for task in yaml.safe_load(path.read_text()))
 
 
 @pytest.mark.parametrize("name", [name for name in sorted(SITE) if name != "comfyui_model_catalogue"])

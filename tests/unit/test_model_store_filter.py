@@ -9,8 +9,26 @@ model_store = importlib.import_module("filter.model_store")
 ENTRY = {"folder": "loras/pixel", "path": "a/x.safetensors"}
 
 
+SOUND = {
+    "repo": "owner/name",
+    "commit": "0" * 40,
+    "path": "x.safetensors",
+    "size_b": 1,
+    "sha256": "0" * 64,
+    "folder": "loras",
+    "licence": "MIT",
+}
+
+
 def test_the_wanted_part_of_a_catalogue() -> None:
-    assert model_store.model_store_entries({"a": 1, "b": 2}, ["b"]) == {"b": 2}
+    assert model_store.model_store_entries({"a": SOUND, "b": SOUND}, ["b"]) == {"b": SOUND}
+
+
+def test_what_is_not_sound_is_left_to_the_one_who_refuses_it() -> None:
+    catalogue = {"a": SOUND, "b": {**SOUND, "size_b": "much"}, "c": None}
+    assert model_store.model_store_entries(catalogue, ["a", "b", "c", "d", []]) == {"a": SOUND}
+    assert model_store.model_store_entries(catalogue, "a") == {}
+    assert model_store.model_store_entries(["a"], ["a"]) == {}
 
 
 def test_what_the_probe_looks_at() -> None:

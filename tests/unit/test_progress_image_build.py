@@ -84,7 +84,8 @@ def test_steps_without_the_name_of_a_stage_are_followed_too() -> None:
 
 def test_a_step_that_is_named_again_stays_what_it_is() -> None:
     again = FAILING.partition("#8")[0]
-    assert follow(BEGIN + again + again).step == 3
+    log = follow(BEGIN + again + "#7 [stage-0 3/4] RUN --mount=type=cache,target=/root/.cache/pip  if true; then ...\n")
+    assert (log.step, log.said) == (3, "Collecting aiohttp")
 
 
 def test_writing_the_image_is_a_step_of_its_own() -> None:
@@ -226,6 +227,18 @@ def test_a_failed_build_says_where_and_hides_the_secret(docker: Path) -> None:
     assert answer["log"][-1].startswith("from ")
     assert "hunter22" not in json.dumps(answer)
     assert "hunter22" not in (docker / "calls").read_text()
+
+
+@pytest.mark.parametrize("secret", [SECRET, "plain-words"])
+def test_no_secret_is_in_what_is_reported(docker: Path, monkeypatch: pytest.MonkeyPatch, secret: str) -> None:
+    (docker / "said").write_text(f"#8 [4/4] RUN pip\n#8 0.1 from {secret}\n#8 ERROR: exit code: 3\n")
+    monkeypatch.setenv("PATH", f"{docker}:{os.environ['PATH']}")
+    reported: list[str] = []
+    image.build(parameters(docker), lambda text, **_: reported.append(text), {secret})
+    assert "RUN pip: from ********" in reported
+    assert secret not in "".join(reported)
+    (docker / "fails").touch()
+    assert secret not in json.dumps(call(docker, secrets=[{"id": "index", "value": secret}]))
 
 
 def test_a_builder_that_keeps_its_image_is_named(docker: Path) -> None:

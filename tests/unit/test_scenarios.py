@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from sandbox import scenarios
 
@@ -54,3 +55,18 @@ def test_every_scenario_has_tests() -> None:
 
 def test_every_budget_is_a_scenarios() -> None:
     assert set(scenarios.BUDGETS_MIN) <= set(scenarios.found())
+
+
+def test_no_step_of_a_scenario_is_left_out_without_a_word() -> None:
+    """Molecule only warns where a step has no playbook."""
+    shared = yaml.safe_load((scenarios.ROOT / ".config/molecule/config.yml").read_text())
+    for name in scenarios.found():
+        folder = scenarios.ROOT / "molecule" / name
+        own = yaml.safe_load((folder / "molecule.yml").read_text()) or {}
+        playbooks = {**shared["ansible"]["playbooks"], **own.get("ansible", {}).get("playbooks", {})}
+        for step in own.get("scenario", shared["scenario"])["test_sequence"]:
+            action, *arguments = step.split()
+            assert {"check": "converge", "idempotence": "converge", "syntax": "converge"}.get(
+                action, action
+            ) in playbooks
+            assert all((folder / argument).exists() for argument in arguments), f"{name}: {step}"
