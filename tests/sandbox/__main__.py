@@ -40,7 +40,7 @@ def write_inventory(client: DockerClient, name: str, mode: str) -> None:
     if not link.is_symlink():
         link.symlink_to(os.path.relpath(ROOT / "inventory" / "group_vars", folder))
     variables: dict[str, Any] = {
-        "ansible_connection": "community.docker.docker",
+        "ansible_connection": "docker",  # the name by which Mitogen knows it
         "ansible_host": containers.full_name(name),
         # The sandbox has the stand-in driver's GPU: its devices are handed over, the computing is done on the CPU.
         "comfyui_device": "cpu",
