@@ -51,7 +51,12 @@ def copy_volume(client: DockerClient, image: str, source: str, target: str) -> N
 
 
 def take(client: DockerClient, name: str, tag: str) -> None:
-    """Shut the host down, keep it as the snapshot in place of an older one, and start it again."""
+    """Shut the host down, keep it as the snapshot in place of an older one, and start it again.
+
+    Where the snapshot of this tree is there already, it stays.
+    """
+    if there(client, tag):
+        return
     container = containers.find(client, name)
     if container is None:
         raise RefusalError(
@@ -69,9 +74,10 @@ def take(client: DockerClient, name: str, tag: str) -> None:
 
 
 def forget(client: DockerClient) -> None:
-    """Remove every snapshot."""
+    """Remove every snapshot. One that a sandbox still runs on loses its name, and goes with the next removal."""
     for image in client.images.list(name=NAME):
-        client.images.remove(str(image.id), force=True)
+        for tag in image.tags:
+            client.images.remove(tag, force=True)
     for volume in client.volumes.list(filters={"name": f"{NAME}-"}):
         volume.remove(force=True)
 

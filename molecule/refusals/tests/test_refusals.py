@@ -69,6 +69,7 @@ class Sandbox:
         self.pool = ThreadPoolExecutor(AT_ONCE)
         self.turns = {case["turn"]: threading.Lock() for case in CASES if "turn" in case}
         self.running: dict[str, Future[Outcome]] = {}
+        self.service()  # a host that does not serve would fail every row
         self.files_before = self.files()
 
     def begin(self, names: set[str]) -> None:
@@ -124,6 +125,7 @@ class Sandbox:
         command += ["--tags", case["tags"]] if "tags" in case else []
         environment = os.environ | {
             "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
+            "ANSIBLE_FORCE_COLOR": "0",  # Molecule asks for colours, and they win over NOCOLOR
             "ANSIBLE_NOCOLOR": "1",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
             "TZ": case.get("tz", "UTC"),
