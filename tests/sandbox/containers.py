@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import socket
 import subprocess
 import tarfile
@@ -16,10 +17,11 @@ from docker import DockerClient
 from docker.errors import APIError, NotFound
 from docker.models.containers import Container
 
-from sandbox.images import ensure_base_image, ensure_host_image, ensure_upstreams_image
+from sandbox.images import IMAGES, ensure_base_image, ensure_host_image, ensure_upstreams_image
 from sandbox.stages import RefusalError, stage
 
-PREFIX = "dgx-comfyui"
+# Another value lets two checkouts work side by side on one engine; images are shared, their tags say what is in them.
+PREFIX = os.environ.get("SANDBOX_PREFIX", "dgx-comfyui")
 LABEL = "dgx-comfyui.sandbox"
 REGISTRY_VOLUME = f"{PREFIX}-registry"
 FORWARD_PORT = 18188
@@ -172,7 +174,7 @@ def remove_shared(client: DockerClient) -> list[str]:
     remove(client, "upstreams")
     for volume in client.volumes.list(filters={"name": REGISTRY_VOLUME}):
         volume.remove(force=True)
-    tags = [tag for image in client.images.list() for tag in image.tags if tag.startswith(f"{PREFIX}-")]
+    tags = [tag for image in client.images.list() for tag in image.tags if tag.startswith((f"{PREFIX}-", f"{IMAGES}-"))]
     for tag in tags:
         client.images.remove(tag, force=True)
     return ["Removed the sandbox, the stand-in upstreams and their images. The Docker engine stays."]

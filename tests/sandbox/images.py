@@ -27,7 +27,8 @@ SUITE = "trixie"
 # Not pinned by digest: apt brings the day's security updates into the image a moment later anyway,
 # and nothing of it reaches a real host.
 PULLED = f"debian:{SUITE}-slim"
-DEBIAN_NAME = "dgx-comfyui-debian"
+IMAGES = "dgx-comfyui"
+DEBIAN_NAME = f"{IMAGES}-debian"
 DEBIAN = f"{DEBIAN_NAME}:{SUITE}"
 PEM = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
@@ -128,7 +129,7 @@ def ensure_image(client: DockerClient, name: str, title: str, base: str, files: 
     certificates = {f"ca/machine-{i}.crt": pem.encode() + b"\n" for i, pem in enumerate(machine_certificates())}
     context = {**files, **certificates, "ca/.keep": b""}
     base_id = str(client.images.get(base).id)
-    tag = f"dgx-comfyui-{name}:{digest_of(base_id, context)}"
+    tag = f"{IMAGES}-{name}:{digest_of(base_id, context)}"
     if has_image(client, tag):
         return tag
     with stage(title):
