@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import fcntl
 import os
 import socket
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +15,8 @@ from docker.errors import DockerException
 
 from sandbox import containers, scenarios, snapshot, upstreams
 from sandbox.engine import connect, ensure_engine
-from sandbox.images import machine_certificates
-from sandbox.stages import RefusalError
+from sandbox.images import IMAGES, machine_certificates
+from sandbox.stages import RefusalError, one_at_a_time
 
 ROOT = Path(__file__).parents[2]
 STATE = ROOT / ".cache" / "sandbox"
@@ -32,13 +28,8 @@ def inventory_folder(name: str) -> Path:
     return STATE / name
 
 
-def write_inventory(client: DockerClient, name: str, mode: str) -> None:
-    """The sandbox as an inventory: its connection, and where its upstreams are. The site's own variables apply."""
-    folder = inventory_folder(name)
-    folder.mkdir(parents=True, exist_ok=True)
-    link = folder / "group_vars"
-    if not link.is_symlink():
-        link.symlink_to(os.path.relpath(ROOT / "inventory" / "group_vars", folder))
+def site_variables(client: DockerClient, name: str, mode: str) -> dict[str, Any]:
+    """The sandbox's own variables: its connection, and where its upstreams are. The site's own apply to the rest."""
     variables: dict[str, Any] = {
         "ansible_connection": "docker",  # the name by which Mitogen knows it
         "ansible_host": containers.full_name(name),
@@ -49,8 +40,27 @@ def write_inventory(client: DockerClient, name: str, mode: str) -> None:
     }
     if machine_certificates():
         variables["comfyui_extra_ca_bundle"] = HOST_BUNDLE
+    return variables
+
+
+def write_inventory(name: str, variables: dict[str, Any]) -> None:
+    """The sandbox as an inventory."""
+    folder = inventory_folder(name)
+    folder.mkdir(parents=True, exist_ok=True)
+    link = folder / "group_vars"
+    if not link.is_symlink():
+        link.symlink_to(os.path.relpath(ROOT / "inventory" / "group_vars", folder))
     hosts = {"dgx": {"hosts": {name: variables}}}
     (folder / "hosts.yml").write_text("---\n" + yaml.safe_dump(hosts, sort_keys=False))
+
+
+def read_inventory(name: str) -> dict[str, Any]:
+    """The variables of a sandbox that is there."""
+    path = inventory_folder(name) / "hosts.yml"
+    if not path.exists():
+        raise RefusalError(f"There is no sandbox {name}. Type: python -m sandbox up {name}")
+    variables: dict[str, Any] = yaml.safe_load(path.read_text())["dgx"]["hosts"][name]
+    return variables
 
 
 def refuse_taken_port(port: int) -> None:
@@ -71,30 +81,17 @@ def up(name: str, mode: str, port: int | None, begin: str) -> None:
     client = connect()
     if port and not (client and containers.find(client, name)):
         refuse_taken_port(port)
-    with one_at_a_time():
+    with one_at_a_time(f"{IMAGES}-engine"):
         client = ensure_engine()
-    # Not under the lock: a seed is provisioned by a run of its own.
-    kept = snapshot.ensure(client) if begin == "snapshot" and not containers.find(client, name) else ""
-    with one_at_a_time():
-        prepare(client, name, mode, port, kept)
-
-
-@contextmanager
-def one_at_a_time() -> Iterator[None]:
-    """Let two runs on this machine make what they share one after the other: engine, images, stand-ins."""
-    with Path(tempfile.gettempdir(), "dgx-comfyui-sandbox.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def prepare(client: DockerClient, name: str, mode: str, port: int | None, kept: str) -> None:
-    """The work of `up`, once nobody else is at it."""
-    host = containers.go_on(client, name, port)
-    if host is None and kept:
-        host = snapshot.start(client, name, port, kept)
+        variables = site_variables(client, name, mode)
+        host = containers.go_on(client, name, port)
+        if host is None and begin == "nothing":
+            host = containers.start_virgin(client, name, port)
     if host is None:
-        host = containers.start_virgin(client, name, port)
-    write_inventory(client, name, mode)
+        with one_at_a_time(f"{containers.PREFIX}-snapshot"):
+            kept = snapshot.ensure(client, variables, mode)
+            host = snapshot.start(client, name, port, kept)
+    write_inventory(name, variables)
     if standins := containers.find(client, "upstreams"):
         containers.introduce_upstreams(host, standins)
 
@@ -117,7 +114,8 @@ def down(name: str, *, everything: bool) -> None:
 def keep(name: str) -> None:
     """Keep a provisioned sandbox as the start of other scenarios."""
     client = ensure_engine()
-    snapshot.take(client, name, snapshot.key(client))
+    with one_at_a_time(f"{containers.PREFIX}-snapshot"):
+        snapshot.take(client, name, snapshot.key(client, read_inventory(name)))
 
 
 def main() -> int:
@@ -139,7 +137,8 @@ def main() -> int:
         elif arguments.verb == "keep":
             keep(arguments.name)
         elif arguments.verb == "scenarios":
-            return scenarios.run_all(arguments.names, plain=arguments.plain)
+            with one_at_a_time(f"{containers.PREFIX}-scenarios"):
+                return scenarios.run_all(arguments.names, plain=arguments.plain)
         else:
             down(arguments.name, everything=arguments.verb == "destroy")
     except RefusalError as error:

@@ -154,28 +154,35 @@ def published_port(container: Container, port: int) -> int:
     return int(container.attrs["NetworkSettings"]["Ports"][f"{port}/tcp"][0]["HostPort"])
 
 
+def remove_volume(client: DockerClient, name: str) -> None:
+    """Remove a volume where there is one."""
+    try:
+        client.volumes.get(name).remove(force=True)
+    except NotFound:
+        return
+
+
 def remove(client: DockerClient, name: str) -> bool:
-    """Remove a sandbox container with its volumes; False where there is none."""
+    """Remove a sandbox container with its volumes, also one that an earlier try left alone; False where none was."""
     container = find(client, name)
-    if container is None:
-        return False
-    container.remove(force=True, v=True)
-    for volume in client.volumes.list(filters={"label": f"{LABEL}={full_name(name)}-engine"}):
-        volume.remove(force=True)
-    return True
+    if container is not None:
+        container.remove(force=True, v=True)
+    remove_volume(client, f"{full_name(name)}-engine")
+    return container is not None
 
 
 def remove_shared(client: DockerClient) -> list[str]:
-    """Remove stand-ins, images and the registry's volume, unless another sandbox needs them; returns what to tell."""
+    """Remove stand-ins, images and volumes, unless another sandbox needs them; returns what to tell."""
     others = client.containers.list(all=True, filters={"label": LABEL})
     names = sorted(str(other.name) for other in others if other.name != full_name("upstreams"))
     if names:
         return [f"Kept what {', '.join(names)} still needs: the stand-in upstreams and the images."]
     remove(client, "upstreams")
-    for volume in client.volumes.list(filters={"name": REGISTRY_VOLUME}):
-        volume.remove(force=True)
-    tags = [tag for image in client.images.list() for tag in image.tags if tag.startswith((f"{PREFIX}-", f"{IMAGES}-"))]
-    for tag in tags:
+    prefixes = (f"{PREFIX}-", f"{IMAGES}-")
+    for volume in client.volumes.list():
+        if str(volume.name).startswith(prefixes):
+            volume.remove(force=True)
+    for tag in [tag for image in client.images.list() for tag in image.tags if tag.startswith(prefixes)]:
         client.images.remove(tag, force=True)
     return ["Removed the sandbox, the stand-in upstreams and their images. The Docker engine stays."]
 

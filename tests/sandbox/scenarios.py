@@ -57,15 +57,14 @@ def judge(status: int, tests: int, minutes: float, budget_min: float) -> str:
 
 def run(name: str, title: str, *, mitogen: bool) -> Run:
     """Run one scenario with its output on this terminal."""
-    report = ROOT / "artifacts" / name / "verify.xml"
-    report.unlink(missing_ok=True)
-    shutil.rmtree(report.parent / "failure", ignore_errors=True)  # of an earlier run
+    evidence = ROOT / "artifacts" / name
+    shutil.rmtree(evidence, ignore_errors=True)  # of an earlier run: it must not speak for this one
     environment = {key: value for key, value in os.environ.items() if mitogen or key not in MITOGEN}
     print(f"==> Scenario {title} ...", flush=True)
     started_s = time.monotonic()
     status = subprocess.run(["molecule", "test", "-s", name], cwd=ROOT, env=environment, check=False).returncode
     minutes = (time.monotonic() - started_s) / 60
-    tests = count_tests(report)
+    tests = count_tests(evidence / "verify.xml")
     budget_min = BUDGETS_MIN.get(name, BUDGET_MIN)
     return Run(title, budget_min, minutes, tests, judge(status, tests, minutes, budget_min))
 

@@ -6,9 +6,11 @@ everything that provisioning reads, so a snapshot that is there is one of this t
 
 from __future__ import annotations
 
-import os
+import json
+import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 from docker import DockerClient
 from docker.errors import NotFound
@@ -21,15 +23,20 @@ from sandbox.stages import RefusalError, stage
 ROOT = Path(__file__).parents[2]
 NAME = f"{containers.PREFIX}-snapshot"
 SEED = "seed"
-INPUTS = ("inventory", "playbooks", "plugins", "roles", "templates", "workflows")
+FOLDERS = ("inventory", "playbooks", "plugins", "roles", "templates", "workflows")
+FILES = ("ansible.cfg", "requirements.txt", "site.yml")
 ENGINE_DATA = "/var/lib/docker"
 
 
-def key(client: DockerClient) -> str:
-    """Digest of what a provisioned host comes from."""
-    files = {f"{folder}/{name}": data for folder in INPUTS for name, data in context_files(ROOT / folder).items()}
-    source = os.environ.get("COMFYUI_SOURCE_REPO", "") + os.environ.get("COMFYUI_VERSION", "")
-    return digest_of(ensure_host_image(client), ensure_upstreams_image(client), source, files)
+def key(client: DockerClient, variables: dict[str, Any]) -> str:
+    """Digest of what a provisioned host comes from; `variables` are the sandbox's own in its inventory.
+
+    They name the base image by digest, ComfyUI by commit and the model by digest.
+    """
+    files = {f"{folder}/{name}": data for folder in FOLDERS for name, data in context_files(ROOT / folder).items()}
+    files.update({name: (ROOT / name).read_bytes() for name in FILES})
+    site = json.dumps({name: value for name, value in variables.items() if name != "ansible_host"}, sort_keys=True)
+    return digest_of(ensure_host_image(client), ensure_upstreams_image(client), site, files)
 
 
 def engine_volume(container: Container) -> str:
@@ -39,7 +46,8 @@ def engine_volume(container: Container) -> str:
 
 
 def copy_volume(client: DockerClient, image: str, source: str, target: str) -> None:
-    """Copy one volume into another, with everything that a file has."""
+    """Copy one volume into a new one, with everything that a file has. What an earlier try left there goes."""
+    containers.remove_volume(client, target)
     client.volumes.create(target, labels={containers.LABEL: target})
     client.containers.run(
         image,
@@ -66,10 +74,13 @@ def take(client: DockerClient, name: str, tag: str) -> None:
         for unit in ("comfyui.service", "docker.service"):
             containers.ask(container, "systemctl", "stop", unit)
         container.stop(timeout=30)
-        forget(client)
-        container.commit(repository=NAME, tag=tag)
-        copy_volume(client, f"{NAME}:{tag}", engine_volume(container), f"{NAME}-{tag}")
-        container.start()
+        try:
+            forget(client)
+            # The image last: it is what says that the snapshot is whole.
+            copy_volume(client, str(container.attrs["Config"]["Image"]), engine_volume(container), f"{NAME}-{tag}")
+            container.commit(repository=NAME, tag=tag)
+        finally:
+            container.start()
         containers.wait_for_boot(container)
 
 
@@ -82,11 +93,11 @@ def forget(client: DockerClient) -> None:
         volume.remove(force=True)
 
 
-def ensure(client: DockerClient) -> str:
+def ensure(client: DockerClient, variables: dict[str, Any], mode: str) -> str:
     """The snapshot of this tree; a seed is provisioned and kept where there is none."""
-    tag = key(client)
+    tag = key(client, variables)
     if not there(client, tag):
-        seed(client, tag)
+        seed(client, tag, mode)
     return tag
 
 
@@ -113,19 +124,22 @@ def start(client: DockerClient, name: str, port: int | None, tag: str) -> Contai
         )
 
 
-def seed(client: DockerClient, tag: str) -> None:
+def seed(client: DockerClient, tag: str, mode: str) -> None:
     """Provision a host from nothing for the snapshot; its output goes to artifacts/seed.log."""
     log = ROOT / "artifacts" / "seed.log"
     log.parent.mkdir(exist_ok=True)
+    inventory = f".cache/sandbox/{SEED}"
+    containers.remove(client, SEED)
     with (
         stage(f"Provisioning a host for the snapshot (some minutes, see {log.relative_to(ROOT)})"),
         log.open("w") as out,
     ):
         for command in (
-            ["python", "-m", "sandbox", "up", SEED, "--from", "nothing"],
-            ["ansible-playbook", "--inventory", f".cache/sandbox/{SEED}", "site.yml"],
+            ["python", "-m", "sandbox", "up", SEED, "--from", "nothing", "--upstreams", mode],
+            ["ansible-playbook", "--inventory", inventory, "site.yml"],
         ):
             if subprocess.run(command, cwd=ROOT, stdout=out, stderr=out, check=False).returncode != 0:
                 raise RefusalError(f"`{' '.join(command)}` failed: see {log.relative_to(ROOT)}")
     take(client, SEED, tag)
     containers.remove(client, SEED)
+    shutil.rmtree(ROOT / inventory)

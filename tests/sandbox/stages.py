@@ -1,11 +1,14 @@
-"""What people see while the sandbox is made: a line before each long stage, its time after it, refusals."""
+"""What people see while the sandbox is made: a line before each long stage, its time after it, refusals, waiting."""
 
 from __future__ import annotations
 
+import fcntl
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class RefusalError(Exception):
@@ -21,3 +24,15 @@ def stage(title: str) -> Iterator[None]:
     yield
     sys.stdout.write(f"    done in {time.monotonic() - started_s:.0f} s\n")
     sys.stdout.flush()
+
+
+@contextmanager
+def one_at_a_time(what: str) -> Iterator[None]:
+    """Let runs on this machine that share `what` go one after the other; one that waits says so."""
+    with Path(tempfile.gettempdir(), f"{what}.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            with stage(f"Waiting for another run that uses {what}"):
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

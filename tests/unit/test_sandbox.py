@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
-from docker.errors import APIError
+from ansible_mitogen import strategy  # type: ignore[import-untyped]
+from docker.errors import APIError, NotFound
 
 from sandbox import __main__ as command
 from sandbox import containers, engine, images, upstreams
@@ -189,3 +191,18 @@ def test_auto_takes_what_answers(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_an_unknown_mode_is_refused_with_the_choices() -> None:
     with pytest.raises(RefusalError, match="auto, standin, real"):
         upstreams.choose("sometimes")
+
+
+def test_mitogen_knows_the_connection_of_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It leaves others to Ansible without a word, and the budget of seconds would be another's."""
+    monkeypatch.setattr(upstreams, "upstream_variables", lambda *_: {})
+    variables = command.site_variables(None, "x", "standin")  # type: ignore[arg-type]
+    assert variables["ansible_connection"] in strategy.REDIRECTED_CONNECTION_PLUGINS
+
+
+def test_a_left_engine_volume_goes_with_its_sandbox() -> None:
+    client = MagicMock()
+    client.containers.get.side_effect = NotFound("none")
+    assert not containers.remove(client, "x")
+    client.volumes.get.assert_called_once_with(f"{containers.full_name('x')}-engine")
+    client.volumes.get.return_value.remove.assert_called_once()
