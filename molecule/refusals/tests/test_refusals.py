@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,12 +23,26 @@ NAME = os.environ.get("MOLECULE_SCENARIO_NAME", "refusals")
 INVENTORY = ROOT / ".cache" / "sandbox" / NAME
 CASES: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("cases.yml").read_text())
 WORDS = ("found", "expected", "type")
-KEYS = {"name", "vars", "models", "given", "undo", "tz", "check", "changed", "because", "tags", "turn", *WORDS}
+KEYS = {
+    "name",
+    "vars",
+    "without",
+    "models",
+    "given",
+    "undo",
+    "tz",
+    "check",
+    "changed",
+    "because",
+    "tags",
+    "turn",
+    *WORDS,
+}
 # One of them is the row that mostly waits.
 AT_ONCE = 3
 LIMIT_S = 180
-# What ComfyUI itself writes while it runs is not the run's doing.
-OWN = r"/srv/comfyui/(cache|input|output|user)/"
+# What ComfyUI itself writes while it runs is not the run's doing, and nothing runs from the folder of the image build.
+OWN = r"/srv/comfyui/(cache|input|output|user)/|/var/lib/comfyui/image/"
 # Words of Ansible, Jinja or Python that would mean that somebody met an error instead of a refusal.
 INTERNAL = (
     r"Traceback|Unexpected|undefined|has no attribute|Error while|error occurred|<class|unable to convert|KeyError"
@@ -112,7 +127,8 @@ class Sandbox:
         return self.shell(
             "readlink /etc/comfyui/current; "
             "docker container inspect --format '{{.Id}} {{.State.StartedAt}} {{.RestartCount}}' comfyui; "
-            "curl --silent --show-error --fail --max-time 20 http://127.0.0.1:8188/system_stats | head --bytes 12"
+            "curl --silent --show-error --fail --max-time 20 --retry 2 http://127.0.0.1:8188/system_stats "
+            "| head --bytes 12"
         )
 
     def run(self, case: dict[str, Any]) -> Outcome:
@@ -120,7 +136,8 @@ class Sandbox:
         folder = self.folder / case["name"]
         folder.mkdir()
         (folder / "typed.yml").write_text(yaml.safe_dump(self.variables(case)))
-        command = ["ansible-playbook", "--inventory", str(INVENTORY), "--extra-vars", f"@{folder / 'typed.yml'}"]
+        inventory = lacking(case["without"], folder / "inventory") if "without" in case else INVENTORY
+        command = ["ansible-playbook", "--inventory", str(inventory), "--extra-vars", f"@{folder / 'typed.yml'}"]
         command += ["--check"] if case.get("check") else []
         command += ["--tags", case["tags"]] if "tags" in case else []
         environment = os.environ | {
@@ -145,6 +162,7 @@ class Sandbox:
                 timeout=LIMIT_S,
                 check=False,
             )
+            (folder / "output.txt").write_text(done.stdout)
             written = self.shell(
                 f"find /etc /usr /srv /var/lib/dpkg/status -xdev -type f,l -cnewer {mark} -not -name '*.part*' "
                 "-not -name '*.pyc'"
@@ -163,10 +181,23 @@ class Sandbox:
         return [line for line in lines if not re.search(OWN, line)]
 
 
+def lacking(name: str, folder: Path) -> Path:
+    """A copy of the inventory without one of its variables."""
+    shutil.copytree(INVENTORY, folder)
+    (path,) = [path for path in folder.rglob("*.yml") if name in (yaml.safe_load(path.read_text()) or {})]
+    path.write_text(
+        yaml.safe_dump({key: value for key, value in yaml.safe_load(path.read_text()).items() if key != name})
+    )
+    return folder
+
+
 @pytest.fixture(scope="module")
-def sandbox(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sandbox]:
+def sandbox(request: pytest.FixtureRequest, evidence: Path) -> Iterator[Sandbox]:
     """The host, described before the first row; the rows that were chosen are on their way."""
-    sandbox = Sandbox(tmp_path_factory.mktemp("refusals"))
+    folder = evidence / "rows"
+    shutil.rmtree(folder, ignore_errors=True)  # of an earlier run
+    folder.mkdir()
+    sandbox = Sandbox(folder)
     calls = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
     sandbox.begin({params["case"]["name"] for params in calls if "case" in params})
     yield sandbox
