@@ -44,7 +44,6 @@ def run_arguments(release: dict[str, Any]) -> list[str]:
     user = release["user_id"]
     mounts = [f"type=bind,src={data_dir}/models,dst=/data/models,readonly"]
     mounts += [f"type=bind,src={data_dir}/{name},dst=/data/{name}" for name in ("cache", "input", "output", "user")]
-    gpus = ["--device", "nvidia.com/gpu=all"] if release["gpus"] == "all" else []
     return [
         "--detach",
         "--init",
@@ -70,7 +69,7 @@ def run_arguments(release: dict[str, Any]) -> list[str]:
         *[word for mount in mounts for word in ("--mount", mount)],
         "--publish",
         f"{release['bind_address']}:{release['port']}:{CONTAINER_PORT}",
-        *gpus,
+        *release["gpus"],
         release["image"],
         "python",
         "main.py",

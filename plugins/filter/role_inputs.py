@@ -12,6 +12,8 @@ from typing import Any
 # What Ansible itself takes for a boolean, as text.
 BOOLEANS = {"1", "0", "y", "n", "yes", "no", "t", "f", "true", "false", "on", "off"}
 SHOWN_LIMIT = 120
+# Site variables that take a list as well as text; the role that they are for says what may stand in it.
+TEXT_OR_LIST = {"comfyui_gpus"}
 EXPECTED = {
     "bool": "true or false",
     "dict": "a mapping of names to values",
@@ -19,6 +21,7 @@ EXPECTED = {
     "int": "a whole number",
     "list": "a list",
     "path": "a path",
+    "raw": "text or a list",
     "str": "text",
 }
 
@@ -33,6 +36,8 @@ def _fits(kind: str, value: Any) -> bool:
         return isinstance(value, list)
     if kind == "dict":
         return isinstance(value, Mapping)
+    if kind == "raw" and isinstance(value, list):
+        return True
     return isinstance(value, (str, int, float))
 
 
@@ -102,6 +107,7 @@ def site_input_problems(defaults: Mapping[str, Any], values: Mapping[str, Any]) 
     options: dict[str, dict[str, Any]] = {}
     for name, default in defaults.items():
         kind = next((kind for python, kind in kinds.items() if isinstance(default, python)), "str")
+        kind = "raw" if name in TEXT_OR_LIST else kind
         options[name] = {"type": kind, "default": default, "no_log": name.endswith("_token")}
         if kind == "list":
             options[name]["elements"] = "str"

@@ -127,15 +127,22 @@ def parse(text: str) -> dict[str, Any]:
     return found
 
 
-def _edits(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    parts = [spec, *(device for device in spec.get("devices") or [] if isinstance(device, dict))]
+def _devices(spec: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [device for device in spec.get("devices") or [] if isinstance(device, dict)]
+
+
+def _edits(spec: Mapping[str, Any], names: Collection[str] | None = None) -> list[Mapping[str, Any]]:
+    parts = [spec, *(device for device in _devices(spec) if names is None or str(device.get("name")) in names)]
     return [part["containerEdits"] for part in parts if isinstance(part.get("containerEdits"), dict)]
 
 
-def device_nodes(spec: Mapping[str, Any]) -> dict[str, tuple[int, int] | None]:
-    """Path on the host to major and minor number of every device node; None where they are left open."""
+def device_nodes(spec: Mapping[str, Any], names: Collection[str] | None = None) -> dict[str, tuple[int, int] | None]:
+    """Path on the host to major and minor number of every device node; None where they are left open.
+
+    With `names`, only what a container gets that asks for these devices.
+    """
     nodes: dict[str, tuple[int, int] | None] = {}
-    for edits in _edits(spec):
+    for edits in _edits(spec, names):
         for node in edits.get("deviceNodes") or []:
             path = node.get("hostPath") or node["path"]
             nodes[path] = (node["major"], node.get("minor", 0)) if "major" in node else nodes.get(path)
@@ -152,21 +159,27 @@ def compare(
     live: Mapping[str, tuple[int, int]],
     missing_files: Collection[str],
     *,
+    devices: Collection[Collection[str]] = (),
     every_gpu: bool = True,
 ) -> list[str]:
     """What is wrong with the specification on a host that has the device nodes `live`; empty where it is right.
 
-    `missing_files` are those of `host_files` that the host lacks. `every_gpu` expects all GPU nodes of the host,
-    and the device `all`.
+    `missing_files` are those of `host_files` that the host lacks. `devices` are the GPUs and MIG devices that the host
+    has, each by all its names. `every_gpu` expects all of them, all GPU nodes, and the device `all`.
     """
     problems = []
     if spec.get("kind") != KIND:
         problems.append(f"its kind is {spec.get('kind')!r}, expected {KIND!r}")
-    names = [str(device.get("name")) for device in spec.get("devices") or [] if isinstance(device, dict)]
+    names = [str(device.get("name")) for device in _devices(spec)]
     if not names:
         problems.append("it describes no device")
     elif every_gpu and "all" not in names:
         problems.append(f"it has no device 'all', only {', '.join(names)}")
+    if names and every_gpu:
+        problems += [f"it has no device {min(spelled)!r}" for spelled in devices if not set(spelled) & set(names)]
+    if devices:
+        known = {"all", *(name for spelled in devices for name in spelled)}
+        problems += [f"it has the device {name!r}, which this host has not" for name in names if name not in known]
     nodes = device_nodes(spec)
     expected = list(REQUIRED_NODES)
     if every_gpu:

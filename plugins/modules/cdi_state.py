@@ -19,6 +19,10 @@ options:
     description: Expect every GPU of the host in it, and the device V(all).
     type: bool
     default: true
+  gpu_list:
+    description: The output of C(nvidia-smi -L), for the GPUs and MIG devices that the host has. Empty is not compared.
+    type: str
+    default: ""
 author:
   - dgx-comfyui (@dgx-comfyui)
 """
@@ -49,6 +53,7 @@ from collections.abc import Iterable
 
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.cdi_spec import REQUIRED_NODES, SpecError, compare, device_nodes, host_files, parse
+from ansible.module_utils.gpu_request import parse_gpus, spellings
 
 NODE_PATTERNS = ("/dev/nvidia*", "/dev/nvidia-caps/*")
 
@@ -64,7 +69,7 @@ def character_devices(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
     return found
 
 
-def problems_of(path: str, *, every_gpu: bool) -> list[str]:
+def problems_of(path: str, gpu_list: str = "", *, every_gpu: bool) -> list[str]:
     """What is wrong with the specification at `path`."""
     try:
         with open(path, encoding="utf-8") as handle:
@@ -76,7 +81,8 @@ def problems_of(path: str, *, every_gpu: bool) -> list[str]:
     listed = [node for pattern in NODE_PATTERNS for node in glob.glob(pattern)]
     live = character_devices([*listed, *device_nodes(spec)])
     missing = [file for file in host_files(spec) if not os.path.exists(file)]
-    problems: list[str] = compare(spec, live, missing, every_gpu=every_gpu)
+    devices = spellings(parse_gpus(gpu_list))
+    problems: list[str] = compare(spec, live, missing, devices=devices, every_gpu=every_gpu)
     return problems
 
 
@@ -85,12 +91,13 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "default": "/var/run/cdi/nvidia.yaml"},
             "every_gpu": {"type": "bool", "default": True},
+            "gpu_list": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
     module.exit_json(
         changed=False,
-        problems=problems_of(module.params["path"], every_gpu=module.params["every_gpu"]),
+        problems=problems_of(module.params["path"], module.params["gpu_list"], every_gpu=module.params["every_gpu"]),
         missing_nodes=[node for node in REQUIRED_NODES if not os.path.exists(node)],
     )
 

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
+import yaml
+
+import cdi_spec
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +89,14 @@ def test_the_containers_words_are_in_the_journal(host: Any, container: dict[str,
 
 
 def test_the_container_got_the_gpus_that_were_asked_for(host: Any, site: dict[str, Any]) -> None:
-    on_host = set(host.run("find /dev -maxdepth 1 -name 'nvidia[0-9]*' -printf '%f\\n'").stdout.split())
-    inside = set(host.run("docker exec comfyui sh -c 'cd /dev && ls -d nvidia[0-9]*'").stdout.split())
-    assert inside == (on_host if site["comfyui_gpus"] == "all" else set())
-    if site["comfyui_gpus"] == "all":
-        assert host.run("docker exec comfyui test -c /dev/nvidia-uvm").rc == 0
+    inside = set(host.check_output("docker exec comfyui find /dev -name 'nvidia*' -type c").split())
+    if site["comfyui_gpus"] == "none":
+        assert inside == set()
+        return
+    spec = yaml.safe_load(host.file("/var/run/cdi/nvidia.yaml").content_string)
+    wanted = set(cdi_spec.device_nodes(spec, site["comfyui_gpus"].split(",")))
+    assert any(re.fullmatch(r"/dev/nvidia\d+", path) for path in wanted)
+    assert inside == wanted
 
 
 # A GPU runs code of its own architecture, of an older minor one of the same major, and PTX of an older one.

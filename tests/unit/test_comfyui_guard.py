@@ -16,7 +16,7 @@ RELEASE: dict[str, Any] = {
     "bind_address": "127.0.0.1",
     "data_dir": "/srv/comfyui",
     "flags": ["--listen", "0.0.0.0"],  # noqa: S104 - in the container
-    "gpus": "all",
+    "gpus": ["--device", "nvidia.com/gpu=all"],
     "image": "dgx-comfyui:0.28.1-0123456789ab",
     "port": 8188,
     "restart_limit": 5,
@@ -153,11 +153,12 @@ def test_the_container_is_confined(guard: ModuleType) -> None:
     assert "docker.sock" not in line
 
 
-@pytest.mark.parametrize(("gpus", "asked"), [("all", True), ("none", False)])
-def test_gpus_are_asked_for_by_cdi(guard: ModuleType, gpus: str, asked: bool) -> None:
+@pytest.mark.parametrize("gpus", [["--device", "nvidia.com/gpu=0", "--device", "nvidia.com/gpu=1:0"], []])
+def test_gpus_are_asked_for_as_the_release_says(guard: ModuleType, gpus: list[str]) -> None:
     arguments = guard.run_arguments({**RELEASE, "id": "x", "gpus": gpus})
-    assert ("nvidia.com/gpu=all" in arguments) == asked
-    assert "--gpus" not in arguments
+    image = arguments.index(RELEASE["image"])
+    assert arguments[image - len(gpus) : image] == gpus
+    assert sum("nvidia.com/gpu" in word for word in arguments) == len(gpus) / 2
 
 
 def test_a_wrong_call_explains_itself(guard: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

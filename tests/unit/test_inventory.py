@@ -16,7 +16,12 @@ ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir()
 PREFLIGHTS = sorted((ROOT / "roles").glob("*/tasks/preflight.yml"))
 SITE_FILES = ("comfyui.yml", "model_catalogue.yml")
 # What one role finds out or makes, for the inputs of another.
-OUTPUTS = {"preflight_found_device", "preflight_found_gpus", "comfyui_image_reference"}
+OUTPUTS = {
+    "preflight_found_device",
+    "preflight_found_gpus",
+    "preflight_found_gpu_request",
+    "comfyui_image_reference",
+}
 
 
 def load(path: Path) -> dict[str, Any]:

@@ -1,0 +1,105 @@
+"""Filters of the role preflight: what machine a host is, what its driver needs, which GPUs can be asked for."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+# The control node imports no module_utils by itself; hosts and control node are to judge by the same functions.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "module_utils"))
+
+from gpu_request import gpu_request, missing_devices, parse_gpus, requested
+from machine import detect, dgx_os_version, driver_faults, parse_release, parse_versions
+
+
+def describe_machine(
+    commands: Mapping[str, Mapping[str, Any]], kinds: Mapping[str, Mapping[str, Any]], kind: str, gpu_names: list[str]
+) -> dict[str, Any]:
+    """What the commands of the role's probe say of the machine; `kind` is a name from `kinds`, or auto."""
+    said = {name: answer["stdout"] if answer["rc"] == 0 else "" for name, answer in commands.items()}
+    release = parse_release(said["dgx_release"])
+    architecture = said["architecture"].strip()
+    found = detect(kinds, gpu_names, release, architecture) if kind == "auto" else kind
+    facts = kinds.get(found, {})
+    dgx_os = dgx_os_version(release)
+    return {
+        "kind": found,
+        "title": facts.get("title", "unknown machine"),
+        "architecture": architecture,
+        "dgx_os": dgx_os,
+        "gpus": gpu_names,
+        "unified_memory": bool(facts.get("unified_memory")),
+        "faults": driver_faults(
+            said["driver_loaded"],
+            said["driver_on_disk"],
+            # It ends with 1 where one of several patterns has no package.
+            parse_versions(commands["driver_packages"]["stdout"]),
+            said["kernels"],
+            dgx_os=dgx_os,
+            branches=facts.get("driver_branches", ()),
+        ),
+    }
+
+
+def request_text(value: Any) -> str:
+    """A GPU request as one text: all, none, auto, or devices with commas between; as it came where it is none."""
+    try:
+        return ",".join(requested(value))
+    except ValueError:
+        return str(value)
+
+
+def request_problem(value: Any) -> str:
+    """Why a GPU request cannot be meant; empty where it can."""
+    try:
+        requested(value)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def request_arguments(value: Any, engine: str, toolkit: str) -> dict[str, Any]:
+    """What `docker run` is told for a request on an engine and a toolkit of these versions, by which way, and why."""
+    return asdict(gpu_request(value, engine=engine, toolkit=toolkit))
+
+
+def request_missing(value: Any, gpu_list: str) -> list[str]:
+    """The devices of a request that a host with this `nvidia-smi -L` cannot hand over, a sentence for each."""
+    return missing_devices(requested(value), parse_gpus(gpu_list))
+
+
+def disks(needs: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One entry for each filesystem that has something to hold, with what all that comes to it needs, in bytes.
+
+    Each of `needs` has dir, df (the output of `df --output=source,avail`, in bytes), needed_b, use and advice.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for need in needs:
+        needed_b = int(need["needed_b"])
+        if needed_b == 0:
+            continue
+        source, free_b = need["df"].splitlines()[-1].rsplit(maxsplit=1)
+        disk = found.setdefault(
+            source.strip(), {"free_b": int(free_b), "needed_b": 0, "dirs": [], "uses": [], "advice": []}
+        )
+        disk["needed_b"] += needed_b
+        for key, value in (("dirs", need["dir"]), ("uses", need["use"]), ("advice", need["advice"])):
+            disk[key].append(value)
+    return list(found.values())
+
+
+class FilterModule:
+    """The filters, by name."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "preflight_disks": disks,
+            "preflight_machine": describe_machine,
+            "preflight_gpu_request": request_text,
+            "preflight_gpu_request_problem": request_problem,
+            "preflight_gpu_request_arguments": request_arguments,
+            "preflight_gpu_request_missing": request_missing,
+        }

@@ -1,0 +1,63 @@
+"""The filters of preflight: one description of the machine, space that adds up on one filesystem."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+PATH = Path(__file__).parents[2] / "plugins" / "filter" / "preflight.py"
+
+
+@pytest.fixture(scope="module", name="preflight")
+def load_preflight() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("preflight_filter", PATH)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def need(directory: str, df: str, needed_b: int) -> dict[str, Any]:
+    return {"dir": directory, "df": df, "needed_b": needed_b, "use": f"what {directory} holds", "advice": directory}
+
+
+def test_what_lies_on_one_filesystem_adds_up(preflight: ModuleType) -> None:
+    df = "Filesystem     Avail\n/dev/nvme0n1p2   100\n"
+    (disk,) = preflight.disks([need("/srv", df, 60), need("/var", df, 50)])
+    assert (disk["free_b"], disk["needed_b"], disk["dirs"]) == (100, 110, ["/srv", "/var"])
+
+
+def test_two_filesystems_are_two(preflight: ModuleType) -> None:
+    first, second = preflight.disks([need("/srv", "Filesystem Avail\n/dev/a 7\n", 6), need("/var", "x\n/dev/b 9\n", 8)])
+    assert (first["free_b"], second["free_b"], second["needed_b"]) == (7, 9, 8)
+
+
+def test_what_needs_nothing_is_not_asked_for_more(preflight: ModuleType) -> None:
+    assert preflight.disks([need("/srv", "nonsense", 0)]) == []
+
+
+def test_a_machine_is_described_from_what_the_probe_read(preflight: ModuleType) -> None:
+    silent = {"rc": 127, "stdout": "", "stderr": ""}
+    names = ("driver_loaded", "driver_on_disk", "driver_packages", "kernels", "gpu_list")
+    commands = dict.fromkeys(names, silent) | {
+        "architecture": {"rc": 0, "stdout": "aarch64\n"},
+        "dgx_release": {"rc": 0, "stdout": 'DGX_NAME="DGX Spark"\nDGX_SWBUILD_VERSION="7.2.3"\n'},
+    }
+    kinds = {"spark": {"gpu": "GB10", "title": "Spark", "unified_memory": True}}
+    found = preflight.describe_machine(commands, kinds, "auto", ["NVIDIA GB10"])
+    assert found == {
+        "kind": "spark",
+        "title": "Spark",
+        "architecture": "aarch64",
+        "dgx_os": "7.2.3",
+        "gpus": ["NVIDIA GB10"],
+        "unified_memory": True,
+        "faults": [],
+    }
+    assert preflight.describe_machine(commands, kinds, "spark", [])["kind"] == "spark"
+    assert preflight.describe_machine(commands, kinds, "auto", [])["title"] == "unknown machine"
