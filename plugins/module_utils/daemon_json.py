@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -72,6 +72,7 @@ RELOADABLE = frozenset(
 READ_AT_START_ONLY = frozenset({"features.cdi", "features.containerd-snapshotter"})
 
 DEFAULT_INDENT = "    "
+BUILT_IN_RUNTIME = "runc"
 
 
 class DaemonJsonError(ValueError):
@@ -154,6 +155,28 @@ def changed_paths(before: Mapping[str, Any], after: Mapping[str, Any], parent: s
         elif key not in before or not same(old, value):
             paths.append(path)
     return sorted(paths)
+
+
+def without(config: Mapping[str, Any], dotted: str) -> dict[str, Any]:
+    """`config` without the key of this dotted name, and without the objects that become empty by it."""
+    name, _, rest = dotted.partition(".")
+    if name not in config:
+        return dict(config)
+    inner = without(config[name], rest) if rest and isinstance(config[name], dict) else {}
+    kept = {key: value for key, value in config.items() if key != name}
+    return {key: inner if key == name else config[key] for key in config} if inner else kept
+
+
+def ghost_runtime(config: Mapping[str, Any], argv: list[str]) -> str:
+    """The default runtime, where neither the settings nor the unit's command `argv` define it; empty where one does.
+
+    --validate accepts such a file, and with it dockerd takes up no reload and does not start.
+    """
+    name = str(config.get("default-runtime") or BUILT_IN_RUNTIME)
+    runtimes = config.get("runtimes")
+    defined = isinstance(runtimes, dict) and name in runtimes
+    by_flag = any(re.search(rf"(^|=){re.escape(name)}=", word) for word in argv)
+    return "" if defined or by_flag or name == BUILT_IN_RUNTIME or name.startswith("io.containerd.") else name
 
 
 def render(config: Mapping[str, Any], previous_text: str) -> str:
@@ -285,10 +308,11 @@ def mask_credentials(text: str) -> str:
     return re.sub(r'//[^/@\s"]+@', "//***@", text)
 
 
-def plan(text: str, wanted: Mapping[str, Any], argv: list[str]) -> Plan:
+def plan(text: str, wanted: Mapping[str, Any], argv: list[str], remove: Iterable[str] = ()) -> Plan:
     """What merging `wanted` into the file's `text` comes to, where the unit's command is `argv`.
 
-    Raises DaemonJsonError as parse_config does.
+    `remove` are dotted names to take out. Raises DaemonJsonError as parse_config does, and where dockerd could not
+    start with the result although --validate accepts it.
     """
     before = parse_config(text)
     driver_there = flag_value(argv, "log-driver") or str(before.get("log-driver") or "")
@@ -296,7 +320,12 @@ def plan(text: str, wanted: Mapping[str, Any], argv: list[str]) -> Plan:
     kept, left_flags = leave_out(respected, flag_keys(argv))
     left = sorted({*left_log, *left_flags})
     after = merge(before, kept)
-    changed = [] if same(before, after) else changed_paths(before, after)
+    for dotted in remove:
+        after = without(after, dotted)
+    if ghost := ghost_runtime(after, argv):
+        raise DaemonJsonError(f"default-runtime is {ghost!r}, expected one that stands under runtimes")
+    gone = [dotted for dotted in remove if not same(without(before, dotted), before)]
+    changed = [] if same(before, after) else sorted({*changed_paths(before, after), *gone})
     return Plan(render(after, text) if changed else None, after, kept, changed, left)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: docker_daemon_json
-short_description: Merge keys into Docker's daemon.json, or wait until the engine has taken them up
+short_description: Merge keys into Docker's daemon.json, and let the engine take them up
 description:
   - Merges the given keys into the file that others write to as well, and keeps everything else in it, in its order.
   - Keys that the service unit passes as flags are left out, since dockerd does not start with a key given in both
@@ -27,16 +27,22 @@ options:
         is replaced.
     type: dict
     default: {}
+  remove:
+    description: Dotted names of keys to take out, with the objects that become empty by it.
+    type: list
+    elements: str
+    default: []
   flags_from_unit:
     description: Read the flags of the unit docker.service, and leave out the keys that they set.
     type: bool
     default: true
   state:
     description:
-      - V(present) merges O(keys).
-      - V(reloaded) writes nothing and waits until C(docker info) shows every reloadable key of the file. It fails,
-        with the engine's last messages, if that does not come. Meant to follow a reload.
-      - V(restarted) is the same for all keys that C(docker info) shows. Meant to follow a restart.
+      - V(present) merges O(keys) and takes out O(remove).
+      - V(reloaded) reloads the unit and waits until C(docker info) shows every reloadable key of the file. If that does
+        not come, the file is put back as it was before the run, the unit is reloaded once more, and the module fails
+        with the engine's last messages.
+      - V(restarted) does the same with a restart, for all keys that C(docker info) shows.
     type: str
     choices: [present, reloaded, restarted]
     default: present
@@ -108,6 +114,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.daemon_json import (
     DaemonJsonError,
     Plan,
+    changed_paths,
     environment_files,
     flag_value,
     mask_credentials,
@@ -121,6 +128,8 @@ from ansible.module_utils.daemon_json import (
 )
 
 BACKUP_SUFFIX = ".before-dgx-comfyui"
+# What the file was before this run, until the engine has taken the new one up. Gone after a boot, as it should be.
+UNDO_PATH = "/run/dgx-comfyui-daemon.json"
 FIRST_WITH_VALIDATE = (23,)
 UNIT = "docker.service"
 
@@ -187,12 +196,21 @@ def validate(module: AnsibleModule, argv: list[str], candidate: str, path: str) 
 def write(module: AnsibleModule, argv: list[str], path: str, text: str) -> tuple[str, str]:
     """Validate and put the text in place; the path of a new backup, and what validation said."""
     exists = os.path.exists(path)
+    before = read_text(module, path) if exists else None
     handle, candidate = tempfile.mkstemp(prefix="daemon-json-", dir=module.tmpdir)
     with os.fdopen(handle, "w", encoding="utf-8") as stream:
         stream.write(text)
         stream.flush()
         os.fsync(stream.fileno())
     module.add_cleanup_file(candidate)
+    folder = os.path.dirname(path)
+    while not os.path.isdir(folder):
+        folder = os.path.dirname(folder)
+    if not os.access(folder, os.W_OK):
+        module.fail_json(
+            msg=f"{folder} cannot be written to, expected that root can; {path} was not changed. If it is mounted "
+            f"read-only, dmesg says why; then: mount -o remount,rw $(findmnt --noheadings --output TARGET -T {folder})"
+        )
     said = validate(module, argv, candidate, path)
     backup = ""
     if module.check_mode:
@@ -207,7 +225,49 @@ def write(module: AnsibleModule, argv: list[str], path: str, text: str) -> tuple
     except OSError as error:
         module.fail_json(msg=f"{error.filename} cannot be written: {error.strerror}. {path} was not changed.")
     module.atomic_move(candidate, path, keep_dest_attrs=exists)
+    remember(text, before)
     return backup, said
+
+
+def remember(after: str, before: str | None) -> None:
+    """Keep what the file was (None: there was none), and what it is now; of several changes the first counts."""
+    undo = recall()
+    if undo and undo["after"] == before:
+        before = undo["before"]
+    with open(os.open(UNDO_PATH, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
+        json.dump({"before": before, "after": after}, stream)
+
+
+def recall() -> dict[str, Any]:
+    """What was kept; empty where nothing was."""
+    try:
+        with open(UNDO_PATH, encoding="utf-8") as stream:
+            found: dict[str, Any] = json.load(stream)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found
+
+
+def changed_keys(undo: dict[str, Any]) -> list[str]:
+    """Dotted names of what was changed since the engine last took the file up."""
+    paths: list[str] = changed_paths(parse_config(undo["before"] or ""), parse_config(undo["after"]))
+    return paths
+
+
+def put_back(module: AnsibleModule, path: str) -> bool:
+    """Make the file what it was before the run; False where nothing is known, or somebody wrote to it since."""
+    undo = recall()
+    if not undo or undo["after"] != read_text(module, path):
+        return False
+    if undo["before"] is None:
+        os.unlink(path)
+    else:
+        handle, candidate = tempfile.mkstemp(prefix="daemon-json-", dir=module.tmpdir)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(undo["before"])
+        module.atomic_move(candidate, path, keep_dest_attrs=True)
+    os.unlink(UNDO_PATH)
+    return True
 
 
 def wanted_state(module: AnsibleModule, planned: Plan) -> tuple[str, list[str]]:
@@ -227,7 +287,8 @@ def present(module: AnsibleModule, argv: list[str], path: str) -> dict[str, Any]
     """Merge the keys; the module's answer."""
     text = read_text(module, path)
     try:
-        planned = plan(text, module.params["keys"], argv if module.params["flags_from_unit"] else [])
+        flags = argv if module.params["flags_from_unit"] else []
+        planned = plan(text, module.params["keys"], flags, module.params["remove"])
     except DaemonJsonError as error:
         module.fail_json(
             msg=f"{path} is not valid, so it was not touched: {error}. "
@@ -255,30 +316,59 @@ def present(module: AnsibleModule, argv: list[str], path: str) -> dict[str, Any]
     }
 
 
-def wait_in_force(module: AnsibleModule, path: str, *, restarted: bool) -> dict[str, Any]:
-    """Wait until `docker info` shows what the file says; fails when the time is up."""
-    try:
-        config = parse_config(read_text(module, path))
-    except DaemonJsonError as error:
-        module.fail_json(msg=f"{path} is not valid: {error}")
-        raise
+def act(module: AnsibleModule, *, restart: bool) -> str:
+    """Reload or restart the unit; what systemd said where it failed."""
+    active = module.run_command(["systemctl", "is-active", "--quiet", UNIT])[0] == 0
+    if restart or not active:
+        # Several starts within a minute reach the unit's limit, and systemd then stops Docker and does not start it.
+        module.run_command(["systemctl", "reset-failed", UNIT])
+    code, _, errors = module.run_command(["systemctl", "restart" if restart or not active else "reload", UNIT])
+    return str(errors).strip() if code != 0 else ""
+
+
+def wait_in_force(module: AnsibleModule, config: dict[str, Any], *, restarted: bool) -> tuple[str, list[str]]:
+    """Wait until `docker info` shows the settings: what is wrong when the time is up, and what waits for a restart."""
     deadline = time.monotonic() + module.params["wait_s"]
     while True:
         info = read_info(module)
         differing = not_in_force(config, info)
         waiting = [name for name in differing if restarted or not needs_restart(name)]
-        if (info and not waiting) or module.check_mode:
-            break
+        if info and not waiting:
+            return "", differing
         if time.monotonic() > deadline:
-            _, journal, _ = module.run_command(["journalctl", "-u", UNIT, "-n", "8", "-o", "cat", "--no-pager"])
-            found = f"still runs without {', '.join(waiting)} of {path}" if info else "does not answer `docker info`"
-            module.fail_json(
-                msg=f"After {module.params['wait_s']} s the Docker engine {found}. See: journalctl -u {UNIT} -n 50. "
-                f"Its last messages: {journal.strip()}"
-            )
+            return f"still runs without {', '.join(waiting)}" if info else "does not answer `docker info`", differing
         time.sleep(0.5)
+
+
+def take_up(module: AnsibleModule, path: str, *, restart: bool) -> dict[str, Any]:
+    """Let the engine take the file up, or put the file back; the module's answer."""
+    try:
+        config = parse_config(read_text(module, path))
+    except DaemonJsonError as error:
+        module.fail_json(msg=f"{path} is not valid: {error}")
+        raise
+    differing = not_in_force(config, read_info(module))
+    if not module.check_mode:
+        refused = act(module, restart=restart)
+        problem, differing = wait_in_force(module, config, restarted=restart)
+        if problem:
+            _, journal, _ = module.run_command(["journalctl", "-u", UNIT, "-t", "dockerd", "-n", "5", "-o", "cat"])
+            as_it_was = put_back(module, path)
+            if as_it_was:
+                act(module, restart=restart)
+            module.fail_json(
+                msg=f"The Docker engine {problem} of {path}, {module.params['wait_s']} s after a "
+                f"{'restart' if restart else 'reload'}. "
+                f"{'The file was put back as it was before this run' if as_it_was else 'The file was left as it is'}, "
+                f"expected that the engine takes it up. See: journalctl -u {UNIT} -t dockerd. "
+                f"Its last messages: {refused} {journal.strip()}"
+            )
+        undo = recall()
+        # A restart may follow the reload, and has to be able to go back as well.
+        if undo and (restart or not any(map(needs_restart, changed_keys(undo)))):
+            os.unlink(UNDO_PATH)
     return {
-        "changed": False,
+        "changed": restart,
         "changed_keys": [],
         "left_out": [],
         "apply": "restart" if differing else "none",
@@ -293,6 +383,7 @@ def main() -> None:
         argument_spec={
             "path": {"type": "path", "default": "/etc/docker/daemon.json"},
             "keys": {"type": "dict", "default": {}, "no_log": False},
+            "remove": {"type": "list", "elements": "str", "default": []},
             "flags_from_unit": {"type": "bool", "default": True},
             "state": {"type": "str", "choices": ["present", "reloaded", "restarted"], "default": "present"},
             "wait_s": {"type": "int", "default": 30},
@@ -310,7 +401,7 @@ def main() -> None:
         )
     if module.params["state"] == "present":
         module.exit_json(**present(module, argv, path))
-    module.exit_json(**wait_in_force(module, path, restarted=module.params["state"] == "restarted"))
+    module.exit_json(**take_up(module, path, restart=module.params["state"] == "restarted"))
 
 
 if __name__ == "__main__":
