@@ -160,11 +160,13 @@ def changed_paths(before: Mapping[str, Any], after: Mapping[str, Any], parent: s
 def without(config: Mapping[str, Any], dotted: str) -> dict[str, Any]:
     """`config` without the key of this dotted name, and without the objects that become empty by it."""
     name, _, rest = dotted.partition(".")
-    if name not in config:
+    value = config.get(name)
+    if name not in config or (rest and not isinstance(value, dict)):
         return dict(config)
-    inner = without(config[name], rest) if rest and isinstance(config[name], dict) else {}
-    kept = {key: value for key, value in config.items() if key != name}
-    return {key: inner if key == name else config[key] for key in config} if inner else kept
+    inner = without(value, rest) if rest and isinstance(value, dict) else {}
+    if rest and same(inner, value):
+        return dict(config)
+    return {key: inner if key == name else config[key] for key in config if key != name or inner}
 
 
 def ghost_runtime(config: Mapping[str, Any], argv: list[str]) -> str:

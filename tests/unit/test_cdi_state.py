@@ -1,9 +1,8 @@
-"""Module cdi_state: its view of files and device nodes, and that the role reads keys as gpg shows them."""
+"""Module cdi_state: its view of files and device nodes."""
 
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import ansible.module_utils
@@ -15,8 +14,6 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 ansible.module_utils.__path__.append(str(REPOSITORY / "plugins" / "module_utils"))
 
 import cdi_state  # noqa: E402 - after its helpers can be found
-
-FIRST, SECOND, SUBKEY = "A" * 40, "B" * 40, "C" * 40
 
 
 def test_only_character_devices_are_nodes(tmp_path: Path) -> None:
@@ -58,27 +55,3 @@ def test_nodes_and_files_are_looked_up_on_the_host(tmp_path: Path) -> None:
     assert "it gives /dev/null as 1:5, the host has 1:3" in problems
     assert f"it mounts {tmp_path}/gone, which is not there" in problems
     assert not any(f"{tmp_path}," in problem for problem in problems)
-
-
-@pytest.mark.parametrize(
-    ("listing", "fingerprints"),
-    [
-        ("", []),
-        (f"pub:-:4096:1:X:1:::-:::scESC::::::23::0:\nfpr:::::::::{FIRST}:\nuid:-::::1::Y::Name::::::::::0:\n", [FIRST]),
-        (
-            f"pub:-:4096:1:X:1:::-:::scESC::::::23::0:\nfpr:::::::::{FIRST}:\nuid:-::::1::Y::Name::::::::::0:\n"
-            f"sub:-:4096:1:Z:1::::::e::::::23:\nfpr:::::::::{SUBKEY}:\n",
-            [FIRST],
-        ),
-        (
-            f"pub:-:4096:1:X:1:::-:::scESC::::::23::0:\nfpr:::::::::{FIRST}:\n"
-            f"pub:-:4096:1:X:1:::-:::scESC::::::23::0:\nfpr:::::::::{SECOND}:\n",
-            [FIRST, SECOND],
-        ),
-    ],
-    ids=["no key", "one key", "a subkey does not count", "a second key is seen"],
-)
-def test_the_role_reads_the_fingerprint_of_every_primary_key(listing: str, fingerprints: list[str]) -> None:
-    variables = yaml.safe_load((REPOSITORY / "roles/nvidia_container_toolkit/vars/main.yml").read_text())
-    pattern = variables["__nvidia_container_toolkit_fingerprint_pattern"]
-    assert re.findall(pattern, listing) == fingerprints

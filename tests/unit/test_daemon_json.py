@@ -15,6 +15,7 @@ from daemon_json import (
     environment_files,
     flag_keys,
     flag_value,
+    ghost_runtime,
     leave_out,
     mask_credentials,
     merge,
@@ -28,6 +29,7 @@ from daemon_json import (
     unit_argv,
     validation_argv,
     version_tuple,
+    without,
 )
 
 DGX_ARGV = [
@@ -133,6 +135,43 @@ def test_a_second_plan_writes_nothing(before: dict[str, Any], wanted: dict[str, 
     again = plan(text, wanted, DGX_ARGV)
     assert again.text is None
     assert again.changed_keys == []
+
+
+@given(CONFIGS, NAMES, NAMES)
+def test_only_what_is_to_go_goes(before: dict[str, Any], name: str, inner: str) -> None:
+    after = without(before, f"{name}.{inner}")
+    assert same(without(after, f"{name}.{inner}"), after)
+    assert {key: value for key, value in before.items() if key != name} == {
+        key: value for key, value in after.items() if key != name
+    }
+    if isinstance(before.get(name), dict):
+        assert inner not in after.get(name, {})
+    else:
+        assert same(after, before)
+
+
+def test_what_becomes_empty_goes_as_well() -> None:
+    config = {"runtimes": {"nvidia": {"path": "x"}}, "features": {"cdi": True, "buildkit": True}, "empty": {}}
+    assert without(config, "runtimes.nvidia") == {"features": {"cdi": True, "buildkit": True}, "empty": {}}
+    assert without(config, "features.cdi")["features"] == {"buildkit": True}
+    assert plan(json.dumps(config), {}, [], ["runtimes.nvidia"]).changed_keys == ["runtimes.nvidia"]
+    assert plan(json.dumps(config), {}, [], ["runtimes.other"]).text is None
+
+
+@pytest.mark.parametrize(
+    ("config", "argv", "ghost"),
+    [
+        ({}, [], ""),
+        ({"default-runtime": "runc"}, [], ""),
+        ({"default-runtime": "io.containerd.kata.v2"}, [], ""),
+        ({"default-runtime": "nvidia", "runtimes": {"nvidia": {}}}, [], ""),
+        ({"default-runtime": "nvidia"}, ["dockerd", "--add-runtime=nvidia=/usr/bin/x"], ""),
+        ({"default-runtime": "nvidia"}, ["dockerd", "--add-runtime", "nvidia=/usr/bin/x"], ""),
+        ({"default-runtime": "nvidia", "runtimes": {"kata": {}}}, ["dockerd"], "nvidia"),
+    ],
+)
+def test_a_default_runtime_that_nothing_defines_is_seen(config: dict[str, Any], argv: list[str], ghost: str) -> None:
+    assert ghost_runtime(config, argv) == ghost
 
 
 def test_lists_are_united_and_scalars_replaced() -> None:

@@ -17,7 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cdi_spec import compare, parse
-from upstreams.toolkit import build, driver, nvidia_ctk, nvidia_smi
+from gpu_request import parse_gpus, spellings
+from upstreams.toolkit import build, docker_ce, driver, nvidia_ctk, nvidia_smi
 
 HERE = Path(build.__file__).parent
 PROFILES = {path.stem: json.loads(path.read_text()) for path in (HERE / "profiles").glob("*.json")}
@@ -243,6 +244,30 @@ def test_nvidia_smi_on_a_spark_has_no_memory_to_report() -> None:
     ask = ["--query-gpu=memory.total,memory.used,memory.free,compute_cap", "--format=csv,noheader"]
     assert nvidia_smi.answer(ask, PROFILES["gb10"]) == (0, "[N/A], [N/A], [N/A], 12.1\n")
     assert "580.178.04" in nvidia_smi.answer([], PROFILES["gb10"])[1]
+
+
+def test_a_gpu_that_is_split_gives_its_parts_only() -> None:
+    profile = PROFILES["dgx-h100"]
+    listing = nvidia_smi.answer(["-L"], profile)[1]
+    assert spellings(parse_gpus(listing)) == [list(pair) for pair in nvidia_ctk.listed_devices(listing.splitlines())]
+    assert [index for index, _ in nvidia_ctk.listed_devices(listing.splitlines())] == ["0", "1:0", "1:1"]
+    nodes = driver.device_nodes(profile)
+    assert set(nvidia_ctk.node_paths("1:1")) == {"/dev/nvidia1", "/dev/nvidia-caps/nvidia-cap101"} <= set(nodes)
+
+
+@needs_dpkg
+def test_dockers_packages_bring_the_distributions_engine(tmp_path: Path) -> None:
+    docker_ce.build_repository(tmp_path)
+    suite = tmp_path / "debian/dists" / docker_ce.SUITE
+    index = suite / "stable/binary-amd64/Packages"
+    assert (
+        f"{hashlib.sha256(index.read_bytes()).hexdigest()} {index.stat().st_size} stable/binary-amd64/Packages"
+        in (suite / "InRelease").read_text()
+    )
+    entries = {entry["Package"]: entry for entry in paragraphs(index.read_text())}
+    assert set(entries) == {"docker-ce", "docker-ce-cli", "containerd.io", "docker-buildx-plugin"}
+    assert entries["docker-ce"]["Version"] == "5:26.1.5-1~debian.13~trixie"
+    assert all((tmp_path / "debian" / entry["Filename"]).exists() for entry in entries.values())
 
 
 def test_nvidia_smi_fails_without_a_driver(tmp_path: Path) -> None:

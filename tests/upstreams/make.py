@@ -66,6 +66,7 @@ def main() -> None:
     facts = {
         "comfyui_commit": make_repository(),
         "model": make_model(),
+        "docker": json.loads((ROOT / "docker" / "docker.json").read_text()),
         "toolkit": json.loads((ROOT / "apt" / "toolkit.json").read_text()),
     }
     (ROOT / "facts.json").write_text(json.dumps(facts, indent=2) + "\n")

@@ -127,8 +127,8 @@ def control_text(content: Content, version: str, architecture: str) -> str:
         "Priority: optional",
         "Maintainer: Stand-in <standin@example.com>",
         *([f"Depends: {', '.join(content.depends)}"] if content.depends else []),
-        f"Description: Stand-in for NVIDIA's {content.name}",
-        " Only for tests: scripts that hand over no GPU.",
+        f"Description: Stand-in for {content.name}",
+        " Only for tests.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -48,12 +48,18 @@ def device_nodes(profile: dict[str, Any]) -> dict[str, tuple[int, int]]:
     nodes["/dev/nvidia-modeset"] = (NVIDIA_MAJOR, MODESET_MINOR)
     nodes["/dev/nvidia-uvm"] = (profile["uvm_major"], 0)
     nodes["/dev/nvidia-uvm-tools"] = (profile["uvm_major"], 1)
+    # A real kernel gives these a major of their own; the sandbox is allowed two.
+    for index, gpu in enumerate(profile["gpus"]):
+        for part in range(len(gpu.get("mig", []))):
+            minor = 100 * index + part
+            nodes[f"/dev/nvidia-caps/nvidia-cap{minor}"] = (profile["uvm_major"], minor)
     return nodes
 
 
 def make_node(path: str, major: int, minor: int) -> None:
     """A character device for everyone, in place of one with other numbers."""
     wanted = os.makedev(major, minor)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
     if os.path.lexists(path):
         found = os.lstat(path)
         if stat.S_ISCHR(found.st_mode) and found.st_rdev == wanted:

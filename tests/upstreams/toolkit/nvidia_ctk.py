@@ -162,16 +162,22 @@ def hook(name: str, *arguments: str) -> Json:
     return {"hookName": "createContainer", "path": HOOK, "args": ["nvidia-cdi-hook", name, *arguments]}
 
 
+def node_paths(index: str) -> list[str]:
+    """The nodes of a GPU (`0`) or a MIG device (`1:0`), which is its GPU's and one of its own."""
+    gpu, _, part = index.partition(":")
+    return [f"/dev/nvidia{gpu}", *([f"/dev/nvidia-caps/nvidia-cap{100 * int(gpu) + int(part)}"] if part else [])]
+
+
 def make_spec(gpus: list[tuple[str, str]], driver_version: str, libraries: list[str], machine: str) -> Json:
-    """The CDI specification of GPUs given as (index, UUID)."""
+    """The CDI specification of GPUs and MIG devices given as (index, UUID)."""
     folder = f"/usr/lib/{machine}-linux-gnu"
     devices = []
-    all_nodes = []
+    all_nodes: list[Json] = []
     for index, uuid in gpus:
-        nodes = find_nodes([f"/dev/nvidia{index}"])
+        nodes = find_nodes(node_paths(index))
         if not nodes:
             raise StandinError(f"failed to generate CDI spec: GPU {index}: invalid device, empty device edits")
-        all_nodes += nodes
+        all_nodes += [node for node in nodes if node not in all_nodes]
         devices += [{"name": name, "containerEdits": {"deviceNodes": nodes}} for name in (index, uuid)]
     devices.sort(key=lambda device: str(device["name"]))
     devices.append({"name": "all", "containerEdits": {"deviceNodes": all_nodes}})
@@ -230,18 +236,30 @@ def yaml_lines(value: Json, indent: int) -> list[str]:
 
 
 def ask_driver() -> tuple[list[tuple[str, str]], str]:
-    """The GPUs as (index, UUID), and the driver's version."""
-    try:
-        done = subprocess.run(
-            ["nvidia-smi", "--query-gpu=index,uuid,driver_version", "--format=csv,noheader"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise StandinError(f"failed to generate CDI spec: failed to initialize NVML: {error}") from error
-    rows = [line.split(", ") for line in done.stdout.splitlines()]
-    return [(row[0], row[1]) for row in rows], rows[0][2]
+    """The GPUs as (index, UUID), the MIG devices in place of those that are split, and the driver's version."""
+    answers = []
+    for argv in (["-L"], ["--query-gpu=driver_version", "--format=csv,noheader"]):
+        try:
+            done = subprocess.run(["nvidia-smi", *argv], capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise StandinError(f"failed to generate CDI spec: failed to initialize NVML: {error}") from error
+        answers.append(done.stdout.splitlines())
+    return listed_devices(answers[0]), answers[1][0]
+
+
+def listed_devices(lines: list[str]) -> list[tuple[str, str]]:
+    """Index and UUID of what `nvidia-smi -L` lists; a GPU that is split has none of its own."""
+    whole: dict[str, str] = {}
+    parts: dict[str, str] = {}
+    gpu = ""
+    for line in lines:
+        if found := re.match(r"GPU (\d+): .*\(UUID: (\S+)\)", line):
+            gpu = found[1]
+            whole[gpu] = found[2]
+        elif found := re.match(r"\s+MIG .* Device\s+(\d+): \(UUID: (\S+)\)", line):
+            parts[f"{gpu}:{found[1]}"] = found[2]
+    split = {index.partition(":")[0] for index in parts}
+    return [*((index, uuid) for index, uuid in whole.items() if index not in split), *parts.items()]
 
 
 def generate(output: str, style: str) -> None:

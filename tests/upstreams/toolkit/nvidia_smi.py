@@ -45,6 +45,16 @@ def gpu_fields(profile: dict[str, Any], index: int) -> dict[str, str | None]:
     }
 
 
+def listing(profile: dict[str, Any]) -> list[str]:
+    """The lines of `-L`: each GPU, and the MIG devices that it is split into."""
+    lines = []
+    for index, gpu in enumerate(profile["gpus"]):
+        lines.append(f"GPU {index}: {gpu['name']} (UUID: {gpu['uuid']})")
+        for part, mig in enumerate(gpu.get("mig", [])):
+            lines.append(f"  MIG {mig['profile']:<11} Device {part:>2}: (UUID: {mig['uuid']})")
+    return lines
+
+
 def query(profile: dict[str, Any], fields: list[str], style: list[str]) -> tuple[int, str]:
     """Exit status and text of `--query-gpu`."""
     header = ", ".join(
@@ -75,8 +85,7 @@ def answer(argv: list[str], profile: dict[str, Any]) -> tuple[int, str]:
     arguments = parser.parse_args(argv)
     style = arguments.format.split(",")
     if arguments.list_gpus:
-        lines = [f"GPU {index}: {gpu['name']} (UUID: {gpu['uuid']})\n" for index, gpu in enumerate(profile["gpus"])]
-        return 0, "".join(lines)
+        return 0, "".join(f"{line}\n" for line in listing(profile))
     if (arguments.query_gpu or arguments.query_compute_apps) and "csv" not in style:
         return 1, '"--format=" switch is missing "csv".\n'
     if arguments.query_gpu:

@@ -1,0 +1,185 @@
+#!/usr/bin/python
+"""Whether apt can install from a source, and with which key, asked before either is added."""
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: apt_source_try
+short_description: Try a package source in a folder of its own, and wait for apt
+description:
+  - A source that does not answer makes every later C(apt-get update) of the host fail. So it is tried first, with key,
+    lists and caches in a temporary folder, and nothing of the host is changed.
+  - The key is compared by its full fingerprint before anything else looks at it. A file with a second key is refused.
+  - Waits until no other program holds the locks of apt and dpkg, and fails with the name of the one that does.
+  - Changes nothing and runs in check mode as well.
+options:
+  sources:
+    description: The source in the deb822 form. Its C(Signed-By) is replaced by the key that was fetched.
+    type: str
+    required: true
+  key_url:
+    description: Where the key is.
+    type: str
+    required: true
+  fingerprint:
+    description: Its full fingerprint, 40 capital hex digits.
+    type: str
+    required: true
+  package:
+    description: A package to look for.
+    type: str
+    required: true
+  version:
+    description: The version of it that has to be offered.
+    type: str
+    required: true
+  hint:
+    description: What to type where the source does not answer or the version is not offered; part of the message.
+    type: str
+    required: true
+  wait_s:
+    description: How long to wait for the locks.
+    type: int
+    default: 600
+author:
+  - dgx-comfyui (@dgx-comfyui)
+"""
+
+EXAMPLES = r"""
+- name: Try the repository before it is added
+  apt_source_try:
+    sources: "{{ lookup('ansible.builtin.template', 'example.sources.j2') }}"
+    key_url: https://packages.example.com/key.asc
+    fingerprint: 0123456789ABCDEF0123456789ABCDEF01234567
+    package: example
+    version: 1.2.3-1
+    hint: "Set example_repository_url to a mirror."
+"""
+
+RETURN = r"""
+key:
+  description: The key, armoured, with nothing beside it. The file to place.
+  returned: success
+  type: str
+offered:
+  description: The versions that are offered, newest first.
+  returned: success
+  type: list
+  sample: ["1.2.3-1", "1.2.2-1"]
+"""
+
+import fcntl
+import os
+import struct
+import tempfile
+import time
+import urllib.error
+
+from ansible.module_utils.apt_source import complaint, isolated, offered_versions, signed_by
+from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.openpgp import KeyFileError, read_key
+from ansible.module_utils.urls import open_url
+
+KEY_LIMIT_B = 1 << 20
+KEY_TRIES = 3
+LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock")
+# struct flock of Linux on 64 bits: type, whence, start, length, pid.
+FLOCK = "hhqqi4x"
+
+
+def holder(path: str) -> int:
+    """The process that holds the lock of this file; 0 where none does."""
+    try:
+        with open(path, "rb") as stream:
+            asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind, _, _, _, pid = struct.unpack(FLOCK, fcntl.fcntl(stream, fcntl.F_GETLK, asked))
+    except FileNotFoundError:
+        return 0
+    return int(pid) if kind != fcntl.F_UNLCK else 0
+
+
+def wait_for_locks(module: AnsibleModule) -> None:
+    """Wait until nobody holds a lock; fails with the holder's name when the time is up."""
+    deadline = time.monotonic() + module.params["wait_s"]
+    while held := {pid: path for path in LOCKS if (pid := holder(path))}:
+        if time.monotonic() > deadline:
+            pid, path = next(iter(held.items()))
+            try:
+                with open(f"/proc/{pid}/comm", encoding="utf-8") as stream:
+                    name = stream.read().strip()
+            except OSError:
+                name = "a program that has ended"
+            module.fail_json(
+                msg=f"apt is in use: {name} (process {pid}) has held {path} for {module.params['wait_s']} s, expected "
+                f"that it ends. Nothing was changed. See what it does: ps -fp {pid}; let it end, then run this again."
+            )
+        time.sleep(1)
+
+
+def fetch_key(module: AnsibleModule) -> str:
+    """The key in the file at its address, if it is the expected one and no other is beside it."""
+    url, wanted, hint = (module.params[name] for name in ("key_url", "fingerprint", "hint"))
+    data = b""
+    for attempt in range(KEY_TRIES):
+        try:
+            data = open_url(url, timeout=30).read(KEY_LIMIT_B)
+            break
+        except (OSError, urllib.error.URLError, ValueError) as error:
+            if attempt + 1 == KEY_TRIES:
+                module.fail_json(
+                    msg=f"The key at {url} cannot be fetched: {error}. Expected {wanted} there. Nothing was "
+                    f"changed. {hint}"
+                )
+            time.sleep(2)
+    try:
+        key: str = read_key(data, wanted)
+    except KeyFileError as error:
+        module.fail_json(
+            msg=f"The file at {url} is not the key: {error}, expected {wanted} alone. It was not trusted, nothing was "
+            f"changed. If the key was replaced, confirm the new fingerprint at a second source. {hint}"
+        )
+        raise
+    return key
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "sources": {"type": "str", "required": True},
+            "key_url": {"type": "str", "required": True, "no_log": False},
+            "fingerprint": {"type": "str", "required": True},
+            "package": {"type": "str", "required": True},
+            "version": {"type": "str", "required": True},
+            "hint": {"type": "str", "required": True},
+            "wait_s": {"type": "int", "default": 600},
+        },
+        supports_check_mode=True,
+    )
+    module.run_command_environ_update = {"LC_ALL": "C.UTF-8"}
+    key = fetch_key(module)
+    wait_for_locks(module)
+    package, version, hint = (module.params[name] for name in ("package", "version", "hint"))
+    with tempfile.TemporaryDirectory(prefix="apt-source-") as folder:
+        os.makedirs(f"{folder}/lists/partial")
+        texts = {"key.asc": key, "try.sources": signed_by(module.params["sources"], f"{folder}/key.asc")}
+        for name, text in texts.items():
+            with open(f"{folder}/{name}", "w", encoding="utf-8") as stream:
+                stream.write(text)
+        code, output, errors = module.run_command(["apt-get", "update", *isolated(folder)])
+        if code != 0:
+            module.fail_json(
+                msg=f"The package source does not work: {complaint(errors or output)} Expected signed package lists "
+                f"with {package} {version}. Nothing was changed. {hint}"
+            )
+        _, madison, _ = module.run_command(["apt-cache", *isolated(folder), "madison", package])
+    offered = offered_versions(madison)
+    if version not in offered:
+        module.fail_json(
+            msg=f"{package} {version} is not offered, expected one of {', '.join(offered) or 'none at all'}. "
+            f"Nothing was changed. {hint}"
+        )
+    module.exit_json(changed=False, offered=offered, key=key)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""docker_daemon_json against programs that answer as an engine does: what it writes, and what it puts back."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import ansible.module_utils
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+# On a host Ansible ships the helpers as ansible.module_utils.NAME; here they are made to be found there.
+ansible.module_utils.__path__.append(str(REPOSITORY / "plugins" / "module_utils"))
+docker_daemon_json = importlib.import_module("docker_daemon_json")
+
+FOREIGN = '{\n  "default-cgroupns-mode": "host"\n}\n'
+KEYS = {"live-restore": True}
+# It knows no key but these, takes up what `reloads` or `starts` allow, and shows it in `docker info`.
+ENGINE = """\
+#!/usr/bin/python3
+import json, pathlib, sys
+home = pathlib.Path(__file__).parent
+state = json.loads((home / "state.json").read_text())
+file = pathlib.Path(state["file"])
+name, arguments = pathlib.Path(sys.argv[0]).name, sys.argv[1:]
+with (home / "calls").open("a") as log:
+    print(name, *arguments, file=log)
+if name == "systemctl":
+    if arguments[0] == "cat":
+        print(state["unit"])
+    if arguments[0] == "is-active":
+        sys.exit(0 if state["running"] is not None else 3)
+    if arguments[0] in ("reload", "restart"):
+        wanted = json.loads(file.read_text() or "{}") if file.exists() else {}
+        refused = state["refuses"] is not None and state["refuses"] in wanted
+        if arguments[0] == "restart":
+            state["running"] = None if refused else wanted
+        elif not refused:
+            state["running"] = wanted
+        (home / "state.json").write_text(json.dumps(state))
+        sys.exit(1 if refused and arguments[0] == "restart" else 0)
+elif name == "dockerd":
+    if arguments == ["--version"]:
+        print("Docker version 29.8.2, build standin")
+    else:
+        candidate = next(word for word in arguments if word.startswith("--config-file=")).partition("=")[2]
+        if "unknown-key" in json.loads(pathlib.Path(candidate).read_text()):
+            sys.exit(f"unable to configure the Docker daemon with file {candidate}: unknown-key")
+elif name == "docker":
+    if state["running"] is None:
+        sys.exit("Cannot connect to the Docker daemon")
+    print(json.dumps({"ServerVersion": "29.8.2", "LiveRestoreEnabled": state["running"].get("live-restore", False)}))
+elif name == "journalctl":
+    print("the engine's last words")
+"""
+
+
+class Host:
+    """A folder that stands for a host: daemon.json, and programs before all others on the path."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.file = folder / "etc" / "daemon.json"
+        self.file.parent.mkdir()
+        self.file.write_text(FOREIGN)
+        self.programs = folder / "bin"
+        self.programs.mkdir()
+        for name in ("docker", "dockerd", "journalctl", "systemctl"):
+            (self.programs / name).write_text(ENGINE)
+            (self.programs / name).chmod(0o755)
+        self.undo = folder / "undo.json"
+        self.running(json.loads(FOREIGN))
+        monkeypatch.setattr(docker_daemon_json, "UNDO_PATH", str(self.undo))
+        monkeypatch.setenv("PATH", f"{self.programs}:{os.environ['PATH']}")
+
+    def running(self, config: dict[str, Any] | None, refuses: str | None = None) -> None:
+        """What the engine runs with (None: it does not), and the key with which it neither reloads nor starts."""
+        unit = f"[Service]\nExecStart={self.programs}/dockerd -H fd:// --default-shm-size=1G\n"
+        state = {"file": str(self.file), "unit": unit, "running": config, "refuses": refuses}
+        (self.programs / "state.json").write_text(json.dumps(state))
+
+    def calls(self) -> list[str]:
+        return (self.programs / "calls").read_text().splitlines()
+
+    def run(self, *, check: bool = False, **arguments: Any) -> dict[str, Any]:
+        """One run of the module: its answer."""
+        given = {"path": str(self.file), "wait_s": 0, "_ansible_check_mode": check, "_ansible_diff": True, **arguments}
+        output = io.StringIO()
+        with patch_module_args(given), redirect_stdout(output), pytest.raises(SystemExit):
+            docker_daemon_json.main()
+        answer: dict[str, Any] = json.loads(output.getvalue())
+        return answer
+
+
+@pytest.fixture(name="host")
+def make_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    return Host(tmp_path, monkeypatch)
+
+
+def test_a_merge_is_written_taken_up_and_done_once(host: Host) -> None:
+    first = host.run(keys=KEYS)
+    assert (first["changed"], first["apply"], first["changed_keys"]) == (True, "reload", ["live-restore"])
+    assert json.loads(host.file.read_text()) == {"default-cgroupns-mode": "host", "live-restore": True}
+    assert Path(first["backup"]).read_text() == FOREIGN
+    assert "failed" not in host.run(state="reloaded")
+    assert not host.undo.exists()
+    again = host.run(keys=KEYS)
+    assert (again["changed"], again["apply"]) == (False, "none")
+
+
+def test_a_dry_run_shows_the_difference_and_writes_nothing(host: Host) -> None:
+    answer = host.run(check=True, keys=KEYS)
+    assert answer["changed"]
+    assert "live-restore" in answer["diff"]["after"]
+    assert host.file.read_text() == FOREIGN
+    assert [path.name for path in host.file.parent.iterdir()] == ["daemon.json"]
+    assert not host.undo.exists()
+
+
+@pytest.mark.parametrize("check", [False, True])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{\n  "debug": true,\n}\n', "line 3 column 1"),
+        ('{"default-runtime": "ghost"}', "default-runtime is 'ghost', expected one that stands under runtimes"),
+    ],
+)
+def test_a_file_that_cannot_be_merged_into_is_left_as_it_is(host: Host, text: str, message: str, check: bool) -> None:
+    host.file.write_text(text)
+    answer = host.run(check=check, keys=KEYS)
+    assert answer["failed"]
+    assert message in answer["msg"]
+    assert host.file.read_text() == text
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_what_dockerd_would_not_start_with_is_not_written(host: Host, check: bool) -> None:
+    answer = host.run(check=check, keys={"unknown-key": 1})
+    assert f"dockerd would not start with the merged {host.file}" in answer["msg"]
+    assert host.file.read_text() == FOREIGN
+
+
+def test_a_flag_of_the_unit_is_left_out(host: Host) -> None:
+    answer = host.run(keys={"default-shm-size": "2G", **KEYS})
+    assert answer["left_out"] == ["default-shm-size"]
+    assert "default-shm-size" not in json.loads(host.file.read_text())
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_a_read_only_folder_is_refused(host: Host, monkeypatch: pytest.MonkeyPatch, check: bool) -> None:
+    # Root writes wherever modes forbid it; only a read-only file system stops it, and access says so.
+    monkeypatch.setattr(os, "access", lambda _path, mode: mode != os.W_OK)
+    answer = host.run(check=check, keys=KEYS)
+    assert f"{host.file.parent} cannot be written to, expected that root can" in answer["msg"]
+    assert "mount -o remount,rw" in answer["msg"]
+    assert host.file.read_text() == FOREIGN
+
+
+def test_a_reload_that_the_engine_refuses_puts_the_file_back(host: Host) -> None:
+    host.running(json.loads(FOREIGN), refuses="live-restore")
+    host.run(keys=KEYS)
+    answer = host.run(state="reloaded")
+    assert "still runs without live-restore" in answer["msg"]
+    assert "The file was put back as it was before this run" in answer["msg"]
+    assert "the engine's last words" in answer["msg"]
+    assert host.file.read_text() == FOREIGN
+    assert [call for call in host.calls() if call.startswith("systemctl re")] == ["systemctl reload docker.service"] * 2
+
+
+def test_a_restart_that_fails_puts_the_file_back_and_the_engine_runs_again(host: Host) -> None:
+    host.running({"live-restore": True}, refuses="log-opts")
+    host.file.write_text('{"live-restore": true}')
+    host.run(keys={"log-opts": {"max-size": "10m"}})
+    answer = host.run(state="restarted")
+    assert "does not answer `docker info`" in answer["msg"]
+    assert host.file.read_text() == '{"live-restore": true}'
+    assert json.loads((host.programs / "state.json").read_text())["running"] == {"live-restore": True}
+
+
+def test_of_several_changes_the_file_before_the_first_comes_back(host: Host) -> None:
+    host.running(json.loads(FOREIGN), refuses="live-restore")
+    host.run(keys={"debug": False})
+    host.run(keys=KEYS)
+    assert host.run(state="reloaded")["failed"]
+    assert host.file.read_text() == FOREIGN
+
+
+def test_a_file_that_was_not_there_is_gone_again(host: Host) -> None:
+    host.file.unlink()
+    host.running({}, refuses="live-restore")
+    host.run(keys=KEYS)
+    assert host.run(state="reloaded")["failed"]
+    assert not host.file.exists()
+
+
+def test_what_somebody_wrote_meanwhile_is_not_put_back(host: Host) -> None:
+    host.running(json.loads(FOREIGN), refuses="live-restore")
+    host.run(keys=KEYS)
+    host.file.write_text('{"live-restore": true, "debug": true}')
+    assert "The file was left as it is" in host.run(state="reloaded")["msg"]
+    assert json.loads(host.file.read_text())["debug"] is True
+
+
+def test_after_a_reload_that_leaves_a_restart_the_way_back_stays_open(host: Host) -> None:
+    host.run(keys={**KEYS, "log-opts": {"max-size": "10m"}})
+    host.run(state="reloaded")
+    assert json.loads(host.undo.read_text())["before"] == FOREIGN
+    host.run(state="restarted")
+    assert not host.undo.exists()
+
+
+def test_keys_are_taken_out_again(host: Host) -> None:
+    host.run(keys={"runtimes": {"nvidia": {"path": "nvidia-container-runtime"}}, **KEYS})
+    assert host.run(remove=["runtimes.nvidia"])["changed_keys"] == ["runtimes.nvidia"]
+    assert json.loads(host.file.read_text()) == {"default-cgroupns-mode": "host", "live-restore": True}
+    assert not host.run(remove=["runtimes.nvidia"])["changed"]
+
+
+def test_a_runtime_that_is_the_default_is_not_taken_out(host: Host) -> None:
+    text = '{"default-runtime": "nvidia", "runtimes": {"nvidia": {"path": "nvidia-container-runtime"}}}'
+    host.file.write_text(text)
+    answer = host.run(remove=["runtimes.nvidia"])
+    assert "default-runtime is 'nvidia'" in answer["msg"]
+    assert host.file.read_text() == text
