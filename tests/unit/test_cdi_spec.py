@@ -199,6 +199,47 @@ def test_an_operator_may_leave_gpus_out() -> None:
     assert compare(spec, live, [], every_gpu=False) == []
 
 
+OWN = ["0", "GPU-00000000-0000-4000-8000-000000000000"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "every_gpu", "problems"),
+    [
+        ([OWN], True, []),
+        # One of its names is enough: an operator may have chosen how devices are named.
+        (
+            [["0", "GPU-other"]],
+            True,
+            ["it has the device 'GPU-00000000-0000-4000-8000-000000000000', which this host has not"],
+        ),
+        ([OWN, ["1:0", "MIG-1"]], True, ["it has no device '1:0'"]),
+        ([OWN, ["1:0", "MIG-1"]], False, []),
+        (
+            [["0:0", "MIG-0"]],
+            True,
+            [
+                "it has no device '0:0'",
+                "it has the device '0', which this host has not",
+                "it has the device 'GPU-00000000-0000-4000-8000-000000000000', which this host has not",
+            ],
+        ),
+    ],
+    ids=["right", "renamed", "came", "left out", "was split"],
+)
+def test_gpus_and_mig_devices_that_came_or_went_are_named(
+    devices: list[list[str]], every_gpu: bool, problems: list[str]
+) -> None:
+    assert compare(right(), LIVE, [], devices=devices, every_gpu=every_gpu) == problems
+
+
+def test_a_container_gets_the_nodes_of_its_devices_and_what_all_share() -> None:
+    spec = right()
+    spec["devices"].insert(1, {"name": "1:0", "containerEdits": {"deviceNodes": [{"path": "/dev/nvidia1"}]}})
+    assert "/dev/nvidia1" in device_nodes(spec)
+    assert "/dev/nvidia1" not in device_nodes(spec, ["0"])
+    assert set(device_nodes(spec, ["1:0"])) == {"/dev/nvidia1", *LIVE} - {"/dev/nvidia0"}
+
+
 def test_a_path_on_the_host_counts_before_the_one_in_the_container() -> None:
     spec = right()
     spec["containerEdits"]["deviceNodes"].append({"path": "/dev/x", "hostPath": "/dev/nvidiactl"})

@@ -73,6 +73,11 @@ def test_a_device_that_the_host_cannot_hand_over_is_named(value: str, problems: 
     assert missing_devices(requested(value), parse_gpus(LISTING)) == problems
 
 
+def test_a_whole_gpu_is_listed_as_an_h100_with_driver_580_does() -> None:
+    answer = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-742f5316-0000-4000-8000-017429b68d4c)\n"
+    assert spellings(parse_gpus(answer)) == [["0", "GPU-742f5316-0000-4000-8000-017429b68d4c"]]
+
+
 def test_a_host_without_a_listing_has_no_device() -> None:
     assert missing_devices(["0"], []) == ["GPU 0 is not on this host, which has none"]
 

@@ -156,6 +156,11 @@ def test_a_fault_is_named_with_its_fix(given: dict[str, Any], found: str, fix: s
     assert fix in fault
 
 
+def test_the_kernels_own_line_is_read_as_an_h100_with_driver_580_gives_it() -> None:
+    line = "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (builder@)  \n"
+    assert faults(loaded=line + "GCC version:  gcc version 15.3.0 (GCC) \n", on_disk="580.159.04\n") == []
+
+
 @pytest.mark.parametrize(("dgx_os", "version"), [("7.6.0", "3.1.0-091513"), ("7.5.0", "3.2.1-044418"), ("", "3.1.0-1")])
 def test_doca_is_a_fault_of_one_release_only(dgx_os: str, version: str) -> None:
     assert faults(dgx_os=dgx_os, packages={"doca-ofed": (version, False)}) == []

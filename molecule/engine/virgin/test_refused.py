@@ -1,0 +1,70 @@
+"""Bad input on a host without an engine: refused in words that help, and no file of the host is another one."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parents[3]
+NAME = os.environ.get("MOLECULE_SCENARIO_NAME", "engine")
+INVENTORY = ROOT / ".cache" / "sandbox" / NAME
+CASES: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("cases.yml").read_text())
+INTERNAL = r"Traceback|undefined|has no attribute|Error while|error occurred"
+
+
+def shell(script: str) -> str:
+    """Run a script on the host; it must succeed."""
+    variables = yaml.safe_load((INVENTORY / "hosts.yml").read_text())["dgx"]["hosts"][NAME]
+    command = ["docker", "exec", variables["ansible_host"], "bash", "-euo", "pipefail", "-c", script]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, f"{script}: {answer.stdout}{answer.stderr}"
+    return answer.stdout
+
+
+def files() -> list[str]:
+    """Every file that belongs to the system, with mode and checksum."""
+    return shell((ROOT / ".config/molecule/file_state.sh").read_text()).splitlines()
+
+
+@pytest.fixture(scope="module", name="before")
+def describe() -> list[str]:
+    return files()
+
+
+@pytest.mark.parametrize("check", [False, True], ids=["wet", "dry"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
+def test_refused(case: dict[str, Any], check: bool, before: list[str], tmp_path: Path) -> None:
+    typed = tmp_path / "typed.yml"
+    given = {"comfyui_docker_source": "docker-ce", "evidence_dir": str(tmp_path), **case.get("vars", {})}
+    typed.write_text(yaml.safe_dump(given))
+    command = [str(Path(sys.executable).parent / "ansible-playbook"), "--inventory", str(INVENTORY)]
+    command += ["--tags", case["tags"], "--extra-vars", f"@{typed}", *(["--check"] if check else [])]
+    shell(case.get("given", "true"))
+    try:
+        done = subprocess.run(
+            [*command, str(ROOT / "site.yml")],
+            cwd=ROOT,
+            env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+    finally:
+        shell(case.get("undo", "true"))
+    blocks = re.findall(r"^fatal: \[[^]]+\]: FAILED! => *\n((?:    .*\n|\n)+)", done.stdout, re.MULTILINE)
+    assert blocks, done.stdout[-3000:] + done.stderr[-1000:]
+    message = " ".join(str(yaml.safe_load(blocks[-1])["msg"]).split())
+    for part in ("found", "expected", "type"):
+        assert re.search(case[part], message), f"{part}: no {case[part]!r} in: {message}"
+    assert not re.search(INTERNAL, message), message
+    assert re.search(r"changed=0 .*failed=1", done.stdout), done.stdout[-600:]
+    assert sorted(set(files()) ^ set(before)) == []
