@@ -8,7 +8,7 @@ config = json.load(open(path))
 config["live-restore"] = False
 config["runtimes"]["nvidia"]["path"] = "/usr/local/bin/of-an-older-instruction"
 config["log-opts"]["max-size"] = "1m"
-open(path, "w").write(json.dumps(config, indent=2, sort_keys=True))
+open(path, "w").write(json.dumps(config, indent=2) + "\n")
 END
 rm /etc/systemd/system/docker.service.d/dgx-comfyui-cdi.conf
 systemctl disable --now nvidia-cdi-refresh.path nvidia-cdi-refresh.service

@@ -40,8 +40,8 @@ END
 cat > /etc/docker/daemon.json <<'END'
 {
   "default-cgroupns-mode": "host",
-  "default-ulimits": {"nofile": {"Name": "nofile", "Soft": 65536, "Hard": 65536}},
   "features": {"buildkit": true},
+  "max-concurrent-uploads": 2,
   "insecure-registries": ["upstreams.test:5000", "planted.example.com:5000"],
   "labels": ["owner=somebody-else"]
 }

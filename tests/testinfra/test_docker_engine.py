@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+import daemon_json
+
 DAEMON_JSON = "/etc/docker/daemon.json"
 BACKUP = f"{DAEMON_JSON}.before-dgx-comfyui"
 MINIMUM = (25, 0)
@@ -74,7 +76,7 @@ def test_what_others_had_set_is_still_there(host: Any, daemon: dict[str, Any]) -
     if not host.file(BACKUP).exists or PLANTED_REGISTRY not in host.file(BACKUP).content_string:
         pytest.skip("no foreign keys were planted on this host")
     before = json.loads(host.file(BACKUP).content_string)
-    assert {key: daemon.get(key) for key in before} == before
+    assert daemon_json.same(daemon_json.merge(daemon, before), daemon)
 
 
 def test_the_file_is_not_writable_by_others(host: Any) -> None:
