@@ -112,7 +112,7 @@ def upstream_variables(client: DockerClient, mode: str) -> dict[str, Any]:
     if not real["Docker"] and facts:
         # For a scenario that sets the source to docker-ce.
         variables.update(
-            comfyui_docker_repository=f"{base_url}/docker/linux",
+            comfyui_docker_repository=f"{base_url}/docker",
             docker_engine_key_fingerprint=facts["docker"]["fingerprint"],
             docker_engine_version=facts["docker"]["version"],
         )

@@ -256,7 +256,7 @@ def test_a_gpu_that_is_split_gives_its_parts_only() -> None:
 
 
 @needs_dpkg
-def test_dockers_packages_bring_the_distributions_engine(tmp_path: Path) -> None:
+def test_dockers_repository_offers_its_packages(tmp_path: Path) -> None:
     docker_ce.build_repository(tmp_path)
     suite = tmp_path / "debian/dists" / docker_ce.SUITE
     index = suite / "stable/binary-amd64/Packages"

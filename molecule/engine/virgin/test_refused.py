@@ -33,20 +33,19 @@ def files() -> list[str]:
     return shell((ROOT / ".config/molecule/file_state.sh").read_text()).splitlines()
 
 
-@pytest.fixture(scope="module", name="before")
-def describe() -> list[str]:
-    return files()
+RUNS = [pytest.param(case, False, id=case["name"]) for case in CASES]
+RUNS += [pytest.param(case, True, id=f"{case['name']}-dry") for case in CASES if case.get("dry")]
 
 
-@pytest.mark.parametrize("check", [False, True], ids=["wet", "dry"])
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case["name"])
-def test_refused(case: dict[str, Any], check: bool, before: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("case", "check"), RUNS)
+def test_refused(case: dict[str, Any], check: bool, tmp_path: Path) -> None:
     typed = tmp_path / "typed.yml"
     given = {"comfyui_docker_source": "docker-ce", "evidence_dir": str(tmp_path), **case.get("vars", {})}
     typed.write_text(yaml.safe_dump(given))
     command = [str(Path(sys.executable).parent / "ansible-playbook"), "--inventory", str(INVENTORY)]
     command += ["--tags", case["tags"], "--extra-vars", f"@{typed}", *(["--check"] if check else [])]
     shell(case.get("given", "true"))
+    before = files()
     try:
         done = subprocess.run(
             [*command, str(ROOT / "site.yml")],
@@ -56,8 +55,9 @@ def test_refused(case: dict[str, Any], check: bool, before: list[str], tmp_path:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=180,
         )
+        after = files()
     finally:
         shell(case.get("undo", "true"))
     blocks = re.findall(r"^fatal: \[[^]]+\]: FAILED! => *\n((?:    .*\n|\n)+)", done.stdout, re.MULTILINE)
@@ -67,4 +67,4 @@ def test_refused(case: dict[str, Any], check: bool, before: list[str], tmp_path:
         assert re.search(case[part], message), f"{part}: no {case[part]!r} in: {message}"
     assert not re.search(INTERNAL, message), message
     assert re.search(r"changed=0 .*failed=1", done.stdout), done.stdout[-600:]
-    assert sorted(set(files()) ^ set(before)) == []
+    assert sorted(set(after) ^ set(before)) == []

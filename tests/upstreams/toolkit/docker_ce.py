@@ -1,4 +1,6 @@
-"""Build a stand-in for Docker's apt repository: signed, packages under Docker's names that bring Debian's own engine.
+"""Build a stand-in for Docker's apt repository: signed, empty packages under Docker's names.
+
+They are for looking at, not for installing: Debian's own engine, which they would bring, conflicts with these names.
 
 Writes below --root: debian/gpg (armoured), docker.json (fingerprint and version), debian/dists/, debian/pool/. Run as a
 module, in the folder above: `python3 -m toolkit.docker_ce --root /srv/upstreams/docker`. Needs dpkg-deb and gpg.
@@ -19,11 +21,11 @@ SUITE = "trixie"
 VERSION = "26.1.5"
 PACKAGES = {
     f"5:{VERSION}-1~debian.13~{SUITE}": [
-        build.Content("docker-ce", depends=["docker.io", "iptables", "procps"]),
-        build.Content("docker-ce-cli", depends=["docker-cli"]),
+        build.Content("docker-ce"),
+        build.Content("docker-ce-cli"),
     ],
-    f"1.7.24-1~debian.13~{SUITE}": [build.Content("containerd.io", depends=["containerd"])],
-    f"0.13.1-1~debian.13~{SUITE}": [build.Content("docker-buildx-plugin", depends=["docker-buildx"])],
+    f"1.7.24-1~debian.13~{SUITE}": [build.Content("containerd.io")],
+    f"0.13.1-1~debian.13~{SUITE}": [build.Content("docker-buildx-plugin")],
 }
 
 
