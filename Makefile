@@ -75,7 +75,10 @@ bench: setup ## What a run costs that has nothing to do, as ratios
 lock: setup ## Make the locks anew
 	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
 	  --custom-compile-command "make lock" --output-file requirements.txt requirements.in
-	cd roles/comfyui_image/files/locks
+	cd roles/model_store/files
+	uv pip compile --quiet --upgrade --universal --python-version 3.10 --generate-hashes --no-emit-index-url --no-annotate \
+	  --no-emit-package hf-xet --custom-compile-command "make lock" --output-file huggingface_hub.txt huggingface_hub.in
+	cd $(CURDIR)/roles/comfyui_image/files/locks
 	for wanted in *.in; do
 	  uv pip compile --quiet --upgrade --universal --python-version 3.12 --generate-hashes --no-emit-index-url --no-annotate \
 	    --overrides base.txt $$(sed -nE 's/^([a-z]+) ;.*/--no-emit-package \1/p' base.txt) \

@@ -27,6 +27,8 @@ TERMINAL = sys.stderr.isatty()
 
 POLL_LEAST_S = 0.2
 POLL_MOST_S = 2.0
+# Each file with its name before its one line.
+LOOK = f"grep -H . {progress.FOLDER}/progress-*.json"
 # How long the host may be out of reach before the task fails.
 GRACE_S = 60.0
 # What a job may take beyond its limit until its end is noticed.
@@ -50,6 +52,20 @@ def as_called_directly(status: dict[str, Any]) -> dict[str, Any]:
         if key not in ("ansible_job_id", "started", "finished", "results_file")
     }
     return tidied(result) if "data" in result else result
+
+
+def together(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """One result out of those of several jobs, with the words of each that failed."""
+    failed = [result for result in results if result.get("failed")]
+    joined: dict[str, Any] = {
+        "changed": any(result.get("changed") for result in results),
+        "failed": bool(failed),
+        "jobs": results,
+        "warnings": [warning for result in results for warning in result.pop("warnings", [])],
+    }
+    if failed:
+        joined["msg"] = "\n".join(str(result.get("msg", "")) for result in failed)
+    return joined
 
 
 def tidied(result: dict[str, Any]) -> dict[str, Any]:
@@ -78,20 +94,49 @@ class Watch:
 
     def __init__(self, title: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.title = title
+        self.ended = False
         # Replaced as one: another thread reads it.
         self.known: tuple[Any, float | None] = (None, None)
         self._meter = progress.Meter()
         self._clock = clock
+        self._said: Any = None
 
-    def see(self, content: str) -> None:
-        """Take the content of the module's file."""
-        if state := progress.parse(content):
-            self._meter.add(self._clock(), state)
-            self.known = (state, self._meter.rate_b_s())
+    def see(self, state: Any) -> None:
+        """Take what the module says of itself."""
+        self._meter.add(self._clock(), state)
+        self.known = (state, self._meter.rate_b_s())
 
     def line(self, elapsed_s: float) -> str:
         """What is to be printed."""
         return str(progress.line(self.title, elapsed_s, *self.known))
+
+    def news(self) -> str:
+        """The same of somebody else's task: nothing where nothing moved since, it may be dead."""
+        if self.known[0] == self._said:
+            return ""
+        self._said = self.known[0]
+        return self.line(0)
+
+
+class Watches:
+    """The tasks that are waited for, by the file of each, and what else runs on the host."""
+
+    def __init__(self) -> None:
+        self.own: dict[str, Watch] = {}
+        self.others: dict[str, Watch] = {}
+
+    def see(self, output: str) -> None:
+        """Take what `LOOK` printed."""
+        for line in output.splitlines():
+            path, _, content = line.partition(":")
+            if state := progress.parse(content):
+                watch = self.own.get(path) or self.others.setdefault(path, Watch(state.title or "another task"))
+                watch.see(state)
+
+    def lines(self, elapsed_s: float) -> list[str]:
+        """What is to be printed."""
+        others = [news for watch in list(self.others.values()) if (news := watch.news())]
+        return others + [watch.line(elapsed_s) for watch in list(self.own.values()) if not watch.ended]
 
 
 class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
@@ -108,18 +153,17 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
                 "run": {"type": "dict"},
                 "wait": {"type": "bool", "default": True},
                 "timeout_s": {"type": "int", "default": 86400},
-                "job": {"type": "dict"},
+                "jobs": {"type": "list", "elements": "dict"},
             },
-            mutually_exclusive=[("run", "job")],
-            required_one_of=[("run", "job")],
+            mutually_exclusive=[("run", "jobs")],
+            required_one_of=[("run", "jobs")],
             required_by={"run": ["title"]},
         )
         task_vars = task_vars or {}
-        if args["job"] is not None:
-            job = args["job"]
-            if not job.get("ansible_job_id"):
-                raise AnsibleActionFail("job has no ansible_job_id. Expected: the result of a task with wait: false.")
-            return self._wait_for(job, args["title"] or job.get("title") or "waiting", task_vars)
+        if args["jobs"] is not None:
+            if not all(job.get("ansible_job_id") for job in args["jobs"]):
+                raise AnsibleActionFail("A job has no ansible_job_id. Expected: results of a task with wait: false.")
+            return self._wait_for(args["jobs"], task_vars)
         if len(args["run"]) != 1:
             raise AnsibleActionFail(f"run names {len(args['run'])} modules. Expected: one, with its arguments.")
         ((module, module_args),) = args["run"].items()
@@ -130,22 +174,25 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
                 module_name=module, module_args=dict(module_args or {}), task_vars=task_vars
             )
             return checked
-        with self._narrated(Watch(args["title"]), task_vars) as watch:
-            job = self._begin(module, dict(module_args or {}), args["timeout_s"], task_vars)
-            if "ansible_job_id" not in job:
+        path = f"{progress.FOLDER}/progress-{secrets.token_hex(8)}.json"
+        with self._narrated(task_vars) as watches:
+            watches.own[path] = Watch(args["title"])
+            job = self._begin(module, dict(module_args or {}), path, args, task_vars)
+            if "ansible_job_id" not in job or not args["wait"]:
                 return job
-            job["title"] = args["title"]
-            if not args["wait"]:
-                return job
-            return self._follow(job, watch, task_vars)
+            return self._follow(job, watches, task_vars)
 
     def _begin(
-        self, module: str, module_args: dict[str, Any], limit_s: int, task_vars: dict[str, Any]
+        self, module: str, module_args: dict[str, Any], path: str, args: dict[str, Any], task_vars: dict[str, Any]
     ) -> dict[str, Any]:
         """Start the module as a background job of the host."""
-        path = f"{progress.FOLDER}/progress-{secrets.token_hex(8)}.json"
-        # Mitogen asks the host's environment for the folder of the jobs.
-        environment = {progress.ENVIRONMENT: path, "ANSIBLE_ASYNC_DIR": self._async_dir()}
+        limit_s = args["timeout_s"]
+        environment = {
+            progress.ENVIRONMENT: path,
+            progress.ENVIRONMENT_TITLE: args["title"],
+            # Mitogen asks the host's environment for the folder of the jobs.
+            "ANSIBLE_ASYNC_DIR": self._async_dir(),
+        }
         self._task.environment.append(environment)
         self._task.async_val = limit_s
         try:
@@ -161,36 +208,42 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
         return {
             "changed": False,
             "ansible_job_id": begun["ansible_job_id"],
+            "title": args["title"],
             "progress_file": path,
             "timeout_s": limit_s,
         }
 
-    def _wait_for(self, job: dict[str, Any], title: str, task_vars: dict[str, Any]) -> dict[str, Any]:
-        with self._narrated(Watch(title), task_vars) as watch:
-            return self._follow(job, watch, task_vars)
+    def _wait_for(self, jobs: list[dict[str, Any]], task_vars: dict[str, Any]) -> dict[str, Any]:
+        """Wait for all of them, also when one has failed: what the others bring is not to be lost from sight."""
+        with self._narrated(task_vars) as watches:
+            watches.own.update({job["progress_file"]: Watch(job["title"]) for job in jobs})
+            return together([self._follow(job, watches, task_vars) for job in jobs])
 
     @contextmanager
-    def _narrated(self, watch: Watch, task_vars: dict[str, Any]) -> Iterator[Watch]:
+    def _narrated(self, task_vars: dict[str, Any]) -> Iterator[Watches]:
         """Lines appear from a thread of their own: a host that is slow to answer must not silence them."""
         host = task_vars.get("inventory_hostname", "")
         ended = threading.Event()
+        watches = Watches()
 
         def say(elapsed_s: float) -> None:
             # The error output is written line by line even into a file; the standard one waits for the task's end.
-            display.display(f"{host}: {watch.line(elapsed_s)}", stderr=True)
+            for line in watches.lines(elapsed_s):
+                display.display(f"{host}: {line}", stderr=True)
 
         narrator = threading.Thread(
             target=progress.narrate, args=(say, ended.wait, time.monotonic), kwargs={"terminal": TERMINAL}, daemon=True
         )
         narrator.start()
         try:
-            yield watch
+            yield watches
         finally:
             ended.set()
             narrator.join()
 
-    def _follow(self, job: dict[str, Any], watch: Watch, task_vars: dict[str, Any]) -> dict[str, Any]:
+    def _follow(self, job: dict[str, Any], watches: Watches, task_vars: dict[str, Any]) -> dict[str, Any]:
         """Wait for the job's end; the module's result."""
+        watch = watches.own[job["progress_file"]]
         began_s = answered_s = time.monotonic()
         limit_s = int(job.get("timeout_s") or 86400) + LIMIT_MARGIN_S
         while True:
@@ -213,23 +266,22 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
                     f"{watch.title}: no end within {limit_s:g} s. The job may still run on the host."
                 )
             if now_s - began_s > progress.interval_s(0, terminal=TERMINAL) / 2 and not self._task.no_log:
-                self._look(job, watch)
+                self._look(watches)
             time.sleep(poll_pause_s(now_s - began_s))
         if "could not find job" in str(status.get("msg", "")):
             raise AnsibleActionFail(
                 f"{watch.title}: the host no longer knows job {job['ansible_job_id']}: it was restarted, or its folder "
                 f"{self._async_dir()} was emptied. Run again."
             )
+        watch.ended = True
         self._job(job, "cleanup", task_vars)
         if watch.known[0]:  # a module that was killed could not remove its file
             self._low_level_execute_command(f"rm -f {shlex.quote(job['progress_file'])}")
         return as_called_directly(status)
 
-    def _look(self, job: dict[str, Any], watch: Watch) -> None:
-        """Read how far the module says it is; many say nothing."""
-        if path := job.get("progress_file"):
-            answer = self._low_level_execute_command(f"cat {shlex.quote(path)}")
-            watch.see(answer["stdout"] if answer["rc"] == 0 else "")
+    def _look(self, watches: Watches) -> None:
+        """Read how far modules say they are, ours and others' that run side by side; many say nothing."""
+        watches.see(str(self._low_level_execute_command(LOOK)["stdout"]))
 
     def _job(self, job: dict[str, Any], mode: str, task_vars: dict[str, Any]) -> dict[str, Any]:
         args = {"jid": job["ansible_job_id"], "mode": mode, "_async_dir": self._async_dir()}

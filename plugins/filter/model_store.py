@@ -24,19 +24,27 @@ def model_store_entries(catalogue: object, models: object) -> dict[str, Any]:
     return {name: entry for name, entry in wanted.items() if not rules.entry_problems(name, entry)}
 
 
-def model_store_paths(entries: Mapping[str, Any], directory: str, folders: list[str]) -> dict[str, list[str]]:
+def model_store_paths(
+    entries: Mapping[str, Any], directory: str, folders: list[str], endpoint: str, given: Mapping[str, str]
+) -> dict[str, list[str]]:
     """What host_probe is to look at: `files`, and `contents` (the records)."""
+    sources = [path for name, entry in entries.items() for path in rules.local_sources(name, entry, endpoint, given)]
     dests = [rules.entry_dest(directory, entry) for entry in entries.values()]
     layout = rules.layout(directory, [*folders, *(entry["folder"] for entry in entries.values())])
     return {
-        "files": [*layout, *dests, *(f"{dest}.part" for dest in dests)],
+        "files": [*layout, *dests, *(f"{dest}.part" for dest in dests), *sources],
         "contents": [f"{dest}.verified.json" for dest in dests],
     }
 
 
 def model_store_files(entries: Mapping[str, Any], directory: str) -> list[dict[str, Any]]:
-    """Path and size in bytes of each entry's file: for roles that count disk or look models up by name."""
-    return [{"path": rules.entry_dest(directory, entry), "size_b": entry["size_b"]} for entry in entries.values()]
+    """Path and size in bytes of each entry's file: for roles that count disk or look models up by name.
+
+    The size is 0 where only the hub knows it.
+    """
+    return [
+        {"path": rules.entry_dest(directory, entry), "size_b": entry.get("size_b", 0)} for entry in entries.values()
+    ]
 
 
 def model_store_plan(probe: Mapping[str, Any], **wanted: Any) -> dict[str, Any]:
@@ -50,6 +58,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "model_store_problems": rules.store_problems,
+            "model_store_source_problems": rules.source_problems,
             "model_store_entries": model_store_entries,
             "model_store_files": model_store_files,
             "model_store_paths": model_store_paths,

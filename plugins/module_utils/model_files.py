@@ -23,7 +23,9 @@ DTYPE_BITS = {
 REDIRECT_LIMIT = 10
 RETRY_AFTER_LIMIT_S = 300.0
 
-_REQUIRED = {"repo", "commit", "path", "size_b", "sha256", "folder", "licence"}
+_REQUIRED = {"repo", "commit", "path", "folder", "licence"}
+# Without these two the hub's own word is taken, and recorded.
+_PROOF = {"size_b", "sha256"}
 _OPTIONAL = {"filename", "allow_pickle"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
@@ -51,8 +53,9 @@ def entry_problems(name: str, entry: object) -> list[str]:
     """Everything that is wrong with one catalogue entry, each as a sentence."""
     if not isinstance(entry, Mapping):
         return [f"model {name}: its entry is not a mapping"]
-    missing = sorted(_REQUIRED - set(entry))
-    unknown = sorted(set(entry) - _REQUIRED - _OPTIONAL)
+    # One of the two that prove a file is a slip; none is a decision.
+    missing = sorted((_REQUIRED | _PROOF if _PROOF & set(entry) else _REQUIRED) - set(entry))
+    unknown = sorted(set(entry) - _REQUIRED - _PROOF - _OPTIONAL)
     problems = [f"{key} is missing" for key in missing] + [f"{key} is not a key of an entry" for key in unknown]
     for key, length in (("commit", 40), ("sha256", 64)):
         if key in entry and not re.fullmatch(rf"[0-9a-f]{{{length}}}", str(entry[key])):
@@ -81,6 +84,60 @@ def entry_dest(directory: str, entry: Mapping[str, Any]) -> str:
     return os.path.join(directory, entry["folder"], entry.get("filename") or os.path.basename(entry["path"]))
 
 
+def is_folder(endpoint: str) -> bool:
+    """Whether models come from a folder of the host instead of a hub."""
+    return endpoint.startswith("/")
+
+
+def endpoint_problem(endpoint: object) -> str:
+    """Why models cannot come from there; empty where they can."""
+    if isinstance(endpoint, str) and re.fullmatch(r"https?://[^/\s]\S*|(/[^/]+)+", endpoint):
+        return ""
+    shown = without_credentials(endpoint) if isinstance(endpoint, str) else endpoint
+    return (
+        f"the model endpoint is {shown!r}, expected a hub's address that begins with https:// or http://, or a folder "
+        "of the host from the root on (/media/usb/models). Set comfyui_model_endpoint to one"
+    )
+
+
+def files_problems(files: object, models: list[str], catalogue: Mapping[str, Any]) -> list[str]:
+    """What is wrong with the files that are said to lie elsewhere on the host."""
+    if not isinstance(files, Mapping):
+        return ["the files that lie elsewhere are a mapping of a model's name to a path"]
+    problems = [
+        f"a file is given for model {name}, which is not wanted: add it to comfyui_models, or take it out of "
+        "comfyui_model_files"
+        for name in files
+        if name not in models
+    ]
+    problems += [
+        f"the file for model {name} is {path!r}, not a path from the root on"
+        for name, path in files.items()
+        if not isinstance(path, str) or not re.fullmatch(r"(/[^/]+)+", path)
+    ]
+    return problems + [
+        f"model {name} has no sha256 to prove a file by that is there already: add size_b and sha256 to its entry"
+        for name in files
+        if isinstance(catalogue.get(name), Mapping) and "sha256" not in catalogue[name]
+    ]
+
+
+def source_problems(catalogue: object, models: object, endpoint: object, files: object) -> list[str]:
+    """Everything that is wrong with where models are to come from, for a catalogue without problems of its own."""
+    if not isinstance(catalogue, Mapping) or not isinstance(models, list):
+        return []
+    problems = [problem] if (problem := endpoint_problem(endpoint)) else []
+    problems += files_problems(files, models, catalogue)
+    if not problems and is_folder(str(endpoint)):
+        problems += [
+            f"model {name} has no sha256, and models come from the folder {endpoint}: there is nothing to prove it by. "
+            "Add size_b and sha256 to its entry"
+            for name in models
+            if "sha256" not in catalogue.get(name, {})
+        ]
+    return problems
+
+
 def store_problems(catalogue: object, models: object, directory: object) -> list[str]:
     """Everything that is wrong with what a role was given; only the entries that are wanted are read."""
     if not isinstance(catalogue, Mapping) or not isinstance(models, list):
@@ -106,6 +163,26 @@ def store_problems(catalogue: object, models: object, directory: object) -> list
 def resolve_url(endpoint: str, repo: str, commit: str, path: str) -> str:
     """The address of a file on a hub, or on what speaks its protocol."""
     return f"{endpoint.rstrip('/')}/{repo}/resolve/{commit}/{urllib.parse.quote(path)}"
+
+
+def folder_candidates(folder: str, entry: Mapping[str, Any]) -> list[str]:
+    """Where a model may lie in a folder: laid out as the store, flat, as the repository, or as the hub's own cache."""
+    names = [
+        os.path.join(entry["folder"], entry.get("filename") or os.path.basename(entry["path"])),
+        entry.get("filename") or os.path.basename(entry["path"]),
+        entry["path"],
+        f"models--{entry['repo'].replace('/', '--')}/snapshots/{entry['commit']}/{entry['path']}",
+    ]
+    return [os.path.join(folder, name) for name in dict.fromkeys(names)]
+
+
+def user_of(url: str) -> tuple[str, str]:
+    """An address without its user and password, and the two as in HTTP's Basic scheme; empty where there are none."""
+    parts = urllib.parse.urlsplit(url)
+    bare = urllib.parse.urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    if parts.username is None:
+        return bare, ""
+    return bare, f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
 
 
 def credentials(url: str) -> list[str]:
@@ -179,12 +256,14 @@ def explain_status(status: int, code: str, url: str, *, has_token: bool) -> str:
     if status == 401 and code == "RepoNotFound":
         return (
             f"{shown}: HTTP 401, the repository does not exist, or is private ({given}). "
-            "Check repo in the catalogue; for a private one set model_store_token to a token that may read it."
+            "Check repo in the catalogue; for a private one set comfyui_model_token (the role's model_store_token) to "
+            "a token that may read it."
         )
     if status in (401, 403):
         return (
             f"{shown}: HTTP {status}{f' {code}' if code else ''}, access refused ({given}). The repository is gated or "
-            "private: accept its terms on its page, then set model_store_token to a token of that account (in a vault)."
+            "private: accept its terms on its page, then set comfyui_model_token (the role's model_store_token) to a "
+            "token of that account, in a vault."
         )
     if status == 404:
         what = {
@@ -236,9 +315,9 @@ def check_safetensors(header: bytes, data_b: int) -> int:
 
 
 def make_record(
-    *, sha256: str, size_b: int, mtime_ns: int, inode: int, verified_at: str, source: str, licence: str
+    *, entry: Mapping[str, str], sha256: str, size_b: int, mtime_ns: int, inode: int, verified_at: str, source: str
 ) -> str:
-    """What is written beside a file whose bytes were proved."""
+    """What is written beside a file whose bytes were proved. `entry` has repo, commit, path and licence."""
     record = {
         "sha256": sha256,
         "size_b": size_b,
@@ -246,7 +325,7 @@ def make_record(
         "inode": inode,
         "verified_at": verified_at,
         "source": source,
-        "licence": licence,
+        **{key: entry[key] for key in ("repo", "commit", "path", "licence")},
     }
     return json.dumps(record, indent=2) + "\n"
 
@@ -256,14 +335,24 @@ def agrees(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     return all(key in found and found[key] == value for key, value in wanted.items())
 
 
-def record_proves(record: str | None, found: Mapping[str, Any], *, sha256: str, size_b: int) -> bool:
-    """Whether a record says of this very file (size, mtime_ns, inode) that it has this digest."""
+def read_record(text: str | None) -> dict[str, Any]:
+    """A record's content; empty where it is none."""
     try:
-        noted = json.loads(record or "")
+        noted = json.loads(text or "")
     except ValueError:
-        return False
-    wanted = {"sha256": sha256, "size_b": size_b, "mtime_ns": found["mtime_ns"], "inode": found["inode"]}
-    return isinstance(noted, dict) and found["size_b"] == size_b and agrees(noted, wanted)
+        return {}
+    return noted if isinstance(noted, dict) else {}
+
+
+def record_proves(record: str | None, found: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+    """Whether a record says of this very file (size, mtime_ns, inode) that it is the one of a catalogue entry.
+
+    An entry without a digest takes the recorded one, if it is of the same file at the same commit.
+    """
+    noted = read_record(record)
+    keys = ("size_b", "sha256") if entry.get("sha256") else ("repo", "commit", "path")
+    is_this_file = agrees(noted, {key: found[key] for key in ("size_b", "mtime_ns", "inode")})
+    return is_this_file and agrees(noted, {key: entry[key] for key in keys}) and bool(noted.get("sha256"))
 
 
 def layout(directory: str, folders: Iterable[str]) -> list[str]:
@@ -288,15 +377,18 @@ def plan_store(
     entries: Mapping[str, Mapping[str, Any]],
     directory: str,
     folders: Iterable[str],
+    endpoint: str,
+    given: Mapping[str, str],
     owner_id: int,
     group_id: int,
     audit: bool,
     probe: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Compare what is wanted with a host_probe's answer.
+    """Compare what is wanted with a host_probe's answer; what is missing, what to do, what cannot be.
 
-    `probe` holds `files` with each folder, file, its .part and its record, and the command `space`: the free bytes
-    of the first of `ancestors(directory)` that exists, on the second line.
+    `given` are the paths of files that lie elsewhere on the host. `probe` holds `files` with each folder, file, its
+    .part, its record and its sources on the host, and the command `space`: the free bytes of the first of
+    `ancestors(directory)` that exists, on the second line.
     """
     files: Mapping[str, Mapping[str, Any]] = probe["files"]
     attributes = {"uid": owner_id, "gid": group_id}
@@ -306,16 +398,19 @@ def plan_store(
         if not agrees(files[path], {"kind": "dir", "mode": "0755", **attributes})
     ]
     pending: list[dict[str, Any]] = []
+    licences: list[str] = []
+    problems: list[str] = []
     needed_b = 0
+    asks_hub = False
     for name, entry in entries.items():
         dest = entry_dest(directory, entry)
         found = files[dest]
         record = files[f"{dest}.verified.json"].get("content")
         if found["kind"] == "absent":
             reason = "fetch"
-        elif found["size_b"] != entry["size_b"]:
+        elif found["size_b"] != entry.get("size_b", found["size_b"]):
             reason = "wrong size"
-        elif not record_proves(record, found, sha256=entry["sha256"], size_b=entry["size_b"]):
+        elif not record_proves(record, found, entry):
             reason = "not proved"
         elif audit:
             reason = "audit"
@@ -323,17 +418,49 @@ def plan_store(
             reason = "permissions"
         else:
             continue
+        sources = local_sources(name, entry, endpoint, given)
         if reason in ("fetch", "wrong size"):
-            needed_b += max(entry["size_b"] - (files[f"{dest}.part"]["size_b"] or 0), 0)
-        summary = f"{name}: {reason}, {gib(entry['size_b'])}, licence {entry['licence']}"
-        pending.append({**entry, "name": name, "dest": dest, "reason": reason, "summary": summary})
+            if problem := source_problem(name, entry, sources, files, is_given=name in given):
+                problems.append(problem)
+            asks_hub = asks_hub or not sources
+            # What lies on the same disk may be linked; the module knows, and refuses what does not fit.
+            if name not in given:
+                needed_b += max(entry.get("size_b", 0) - (files[f"{dest}.part"]["size_b"] or 0), 0)
+        if read_record(record).get("licence") != entry["licence"]:
+            licences.append(f"{name}: {entry['licence']} (https://huggingface.co/{entry['repo']})")
+        size = gib(entry["size_b"]) if "size_b" in entry else "a size that the hub knows"
+        pending.append({**entry, "name": name, "dest": dest, "sources": sources, "reason": reason, "size": size})
     lines = probe["commands"]["space"]["stdout"].split()
     free_b = int(lines[1]) if len(lines) > 1 and lines[1].isdigit() else None
     missing_b = max(needed_b + SPACE_MARGIN_B - free_b, 0) if needed_b and free_b is not None else 0
     return {
         "folders": stale,
         "pending": pending,
+        "licences": licences,
+        "problems": problems,
+        "asks_hub": asks_hub,
         "needed": gib(needed_b),
         "free": "unknown" if free_b is None else gib(free_b),
         "missing": gib(missing_b) if missing_b else "",
     }
+
+
+def local_sources(name: str, entry: Mapping[str, Any], endpoint: str, given: Mapping[str, str]) -> list[str]:
+    """The paths on the host that may hold a model, the first that is there first; empty where a hub is asked."""
+    if name in given:
+        return [given[name]]
+    return folder_candidates(endpoint, entry) if is_folder(endpoint) else []
+
+
+def source_problem(
+    name: str, entry: Mapping[str, Any], sources: list[str], files: Mapping[str, Mapping[str, Any]], *, is_given: bool
+) -> str:
+    """Why a model cannot come from the host's own files; empty where it can, or comes from a hub."""
+    if not sources or any(files[path]["size_b"] == entry["size_b"] for path in sources):
+        return ""
+    found = next((path for path in sources if files[path]["kind"] != "absent"), "")
+    what = f"{found} has {files[found]['size_b']} bytes" if found else f"there is no {' and no '.join(sources)}"
+    return (
+        f"model {name} is to come from the host's own files, and {what}; expected a file of {entry['size_b']} bytes. "
+        + ("Correct comfyui_model_files" if is_given else "Put it there, or correct comfyui_model_endpoint")
+    )

@@ -16,6 +16,8 @@ from typing import Any
 
 # The variable in a module's environment that names its file. Without it a Reporter does nothing.
 ENVIRONMENT = "DGX_COMFYUI_PROGRESS"
+# What people call its task: whoever waits for another one may tell of it.
+ENVIRONMENT_TITLE = "DGX_COMFYUI_PROGRESS_TITLE"
 # Only root writes in /run, and it is empty after a boot.
 FOLDER = "/run/dgx-comfyui"
 WRITE_INTERVAL_S = 0.5
@@ -39,13 +41,15 @@ class State:
     total_b: int | None = None
     step: int | None = None
     steps: int | None = None
+    title: str = ""
 
 
 class Reporter:
     """Keeps the file that tells how far a module is. Never a reason to fail: without the file there is no progress."""
 
-    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, path: str, clock: Callable[[], float] = time.monotonic, title: str = "") -> None:
         self._path = path
+        self._title = title
         self._clock = clock
         self._last: State | None = None
         self._written_s = 0.0
@@ -53,7 +57,7 @@ class Reporter:
     @classmethod
     def from_environment(cls) -> Reporter:
         """The reporter for this run of a module; silent where nobody waits."""
-        return cls(os.environ.get(ENVIRONMENT, ""))
+        return cls(os.environ.get(ENVIRONMENT, ""), title=os.environ.get(ENVIRONMENT_TITLE, ""))
 
     def __enter__(self) -> Reporter:
         return self
@@ -76,7 +80,7 @@ class Reporter:
         """Say where the module is. As cheap as it must be to be called for each block of a download."""
         if not self._path:
             return
-        state = State(text, done_b, total_b, step, steps)
+        state = State(text, done_b, total_b, step, steps, self._title)
         now_s = self._clock()
         if (
             self._last is not None
@@ -86,7 +90,7 @@ class Reporter:
             return
         self._last, self._written_s = state, now_s
         try:
-            self._write(json.dumps(asdict(state)))
+            self._write(json.dumps(asdict(state)) + "\n")
         except OSError:
             self._path = ""
 
@@ -128,7 +132,8 @@ def parse(content: str) -> State | None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
             return None
         numbers[key] = value
-    return State(printable(found["text"]), **numbers)
+    title = found.get("title")
+    return State(printable(found["text"]), **numbers, title=printable(title) if isinstance(title, str) else "")
 
 
 class Meter:
@@ -202,7 +207,7 @@ def transferred(done_b: int, total_b: int | None, rate_b_s: float | None) -> str
         parts = [f"{done_b * 100 // total_b} %", f"{figure(done_b, divisor)} of {figure(total_b, divisor)} {unit}"]
     if rate_b_s is not None and done_b != total_b:
         parts.append(f"{amount(rate_b_s)}/s")
-        if total_b and rate_b_s > 0:
+        if total_b and rate_b_s >= 1:  # less has no end worth telling
             parts.append(f"{duration((total_b - done_b) / rate_b_s)} left")
     return "  ".join(parts)
 

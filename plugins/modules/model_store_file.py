@@ -9,10 +9,14 @@ short_description: Fetch a catalogued model file and prove it to the byte
 description:
   - Ensures that O(dest) has the size and the SHA-256 that a catalogue names. The bytes arrive in C(<dest>.part) beside
     it, by ranged requests that continue where an earlier run was cut off, and get their name only when they are proved.
+  - Where the file is on the hub is asked through huggingface_hub, in a virtual environment in O(hub_dir) that the
+    first such question makes from O(hub_requirements). A file that is there and right, or is in O(sources), needs
+    neither that nor any request.
   - Beside the file lies C(<dest>.verified.json), the record of the proof. As long as size, modification time and inode
     are those of the record, the file is not read again; when one of them moved, it is.
   - A right file without a valid record is adopted, that is hashed and recorded, which counts as a change. A wrong file
-    is renamed to C(<dest>.rejected-<first 12 digits of its digest>), reported, and fetched again.
+    is renamed to C(<dest>.rejected-<first 12 digits of its digest>), reported, and fetched again, unless the hub says
+    that it is the catalogue that is wrong: then nothing is touched.
   - Two runs for one file on one host wait for each other.
   - In check mode nothing is fetched or written and no request is made; a file without a valid record is read to tell
     what a run would do.
@@ -30,17 +34,27 @@ options:
     type: str
     required: true
   size_b:
-    description: Published size in bytes.
+    description: Published size in bytes. Given together with O(sha256).
     type: int
-    required: true
+    default: 0
   sha256:
-    description: Published SHA-256, 64 hexadecimal digits.
+    description:
+      - Published SHA-256, 64 hexadecimal digits.
+      - Without it the hub's word is taken, once, and the record holds the file to it from then on.
     type: str
-    required: true
+    default: ""
   dest:
     description: Absolute path of the file on the host. Its folder must be there.
     type: path
     required: true
+  sources:
+    description:
+      - Paths on the host where the file may lie. The first one of the right size is taken, and no hub is asked.
+      - It is linked if it is on the same filesystem and has the owner, group (as numbers) and mode that are asked for,
+        and copied otherwise.
+    type: list
+    elements: path
+    default: []
   licence:
     description: The file's licence, written into the record.
     type: str
@@ -59,6 +73,18 @@ options:
     default: ""
   proxy:
     description: Proxy for HTTP and HTTPS. Empty means what the environment says.
+    type: str
+    default: ""
+  hub_dir:
+    description: Folder on the host for the virtual environment with huggingface_hub; this module's own.
+    type: path
+    default: /opt/dgx-comfyui/huggingface_hub
+  hub_requirements:
+    description: What is installed there, a requirements file with a hash for each package.
+    type: str
+    default: ""
+  package_index:
+    description: Address of the Python package index to install it from. Empty means the host's own.
     type: str
     default: ""
   audit:
@@ -99,6 +125,7 @@ EXAMPLES = r"""
     size_b: 6938078334
     sha256: 31e35c80fc4829d14f90153f4c74cd59c90b779f6afe05a74cd6120b893f7e5b
     dest: /srv/comfyui/models/checkpoints/sd_xl_base_1.0.safetensors
+    hub_requirements: "{{ lookup('ansible.builtin.file', 'huggingface_hub.txt') }}"
     owner: root
     group: root
     mode: "0644"
@@ -108,7 +135,8 @@ RETURN = r"""
 outcome:
   description:
     - What the run did, in check mode what it would do.
-    - V(verified) nothing was to do, V(adopted) a right file was there and is now recorded, V(fetched) it came anew.
+    - V(verified) nothing was to do, V(adopted) a right file was there and is now recorded, V(fetched) it came from
+      the hub, V(copied) or V(linked) from one of O(sources).
   returned: success
   type: str
   sample: fetched
@@ -123,7 +151,7 @@ quarantined:
   type: str
   sample: /srv/comfyui/models/checkpoints/sd_xl_base_1.0.safetensors.rejected-bbf3d8defbfb
 bytes_fetched:
-  description: Bytes that came over the network in this run.
+  description: Bytes that came over the network, or were copied, in this run.
   returned: success
   type: int
   sample: 6938078334
@@ -143,7 +171,7 @@ sha256:
   type: str
   sample: 31e35c80fc4829d14f90153f4c74cd59c90b779f6afe05a74cd6120b893f7e5b
 url:
-  description: Where it comes from.
+  description: Where the hub has it.
   returned: success
   type: str
   sample: https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/462165984030d82259a11f4367a4eed129e94a7b/x
@@ -156,20 +184,24 @@ record:
 
 import os
 import re
+import stat
 import urllib.parse
 from dataclasses import asdict
 from typing import Any
 
 from ansible.module_utils import model_files as rules
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.model_fetch import StoreError, Wanted, ensure
+from ansible.module_utils.model_fetch import ensure
+from ansible.module_utils.model_wanted import StoreError, Wanted
 from ansible.module_utils.progress import Reporter
 
 
 def problems(params: dict[str, Any]) -> list[str]:
     """What is wrong with the arguments, before anything is touched."""
     folder, filename = os.path.split(params["dest"])
-    entry = {key: params[key] for key in ("repo", "commit", "path", "size_b", "sha256", "licence", "allow_pickle")}
+    entry = {key: params[key] for key in ("repo", "commit", "path", "licence", "allow_pickle")}
+    # An option that was left out is no key of an entry.
+    entry |= {key: params[key] for key in ("size_b", "sha256") if params[key]}
     found = list(rules.entry_problems(filename, {**entry, "folder": "models", "filename": filename}))
     if not os.path.isabs(folder):
         found.append(f"dest is {params['dest']!r}, not an absolute path")
@@ -178,29 +210,47 @@ def problems(params: dict[str, Any]) -> list[str]:
         for key in ("endpoint", "proxy")
         if (params[key] or key == "endpoint") and not re.match(r"https?://[^/]", params[key])
     ]
+    if params["sources"] and not params["sha256"]:
+        found.append("sources are given without a sha256 to prove them by")
     limits = ("attempts", "retry_delay_s", "stall_timeout_s")
     found += [f"{key} is {params[key]}, not above 0" for key in limits if params[key] <= 0]
     return found
 
 
+class Attributes:
+    """Owner and mode as the task asks for them."""
+
+    def __init__(self, module: AnsibleModule) -> None:
+        self._module = module
+
+    def give(self, path: str) -> None:
+        arguments = self._module.load_file_common_arguments(self._module.params, path=path)
+        self._module.set_fs_attributes_if_different(arguments, changed=False)
+
+    def fit(self, status: os.stat_result) -> bool:
+        found = {
+            "owner": str(status.st_uid), "group": str(status.st_gid), "mode": f"{stat.S_IMODE(status.st_mode):04o}"
+        }  # fmt: skip
+        return all(str(self._module.params[key]) == value for key, value in found.items())
+
+
 def run(module: AnsibleModule) -> None:
     """Check the arguments, bring the file, answer."""
     params: dict[str, Any] = module.params
-    for key in ("endpoint", "proxy"):
+    for key in ("endpoint", "proxy", "package_index"):
         module.no_log_values.update(rules.credentials(params[key]))
     if found := problems(params):
         module.fail_json(msg=". ".join(found) + ".")
     if params["token"] and urllib.parse.urlsplit(params["endpoint"]).scheme == "http":
         module.warn("The token goes to the endpoint in clear: its address begins with http, not https.")
     fields = Wanted.__dataclass_fields__
-    wanted = Wanted(**{key: value for key, value in params.items() if key in fields})
-
-    def settle(path: str) -> None:
-        module.set_fs_attributes_if_different(module.load_file_common_arguments(params, path=path), changed=False)
-
+    given = {key: value for key, value in params.items() if key in fields}
+    wanted = Wanted(**{**given, "sources": tuple(params["sources"])})
     try:
         with Reporter.from_environment() as report:
-            outcome = ensure(wanted, audit=params["audit"], check_mode=module.check_mode, settle=settle, report=report)
+            outcome = ensure(
+                wanted, Attributes(module), audit=params["audit"], check_mode=module.check_mode, report=report
+            )
     except StoreError as error:
         module.fail_json(msg=str(error))
     except OSError as error:
@@ -222,14 +272,18 @@ def main() -> None:
                 "repo": {"type": "str", "required": True},
                 "commit": {"type": "str", "required": True},
                 "path": {"type": "str", "required": True},
-                "size_b": {"type": "int", "required": True},
-                "sha256": {"type": "str", "required": True},
+                "size_b": {"type": "int", "default": 0},
+                "sha256": {"type": "str", "default": ""},
                 "dest": {"type": "path", "required": True},
+                "sources": {"type": "list", "elements": "path", "default": []},
                 "licence": {"type": "str", "default": ""},
                 "endpoint": {"type": "str", "default": "https://huggingface.co"},
                 "token": {"type": "str", "default": "", "no_log": True},
                 "ca_bundle": {"type": "str", "default": ""},
                 "proxy": {"type": "str", "default": ""},
+                "hub_dir": {"type": "path", "default": "/opt/dgx-comfyui/huggingface_hub"},
+                "hub_requirements": {"type": "str", "default": ""},
+                "package_index": {"type": "str", "default": ""},
                 "audit": {"type": "bool", "default": False},
                 "allow_pickle": {"type": "bool", "default": False},
                 "attempts": {"type": "int", "default": 6},

@@ -12,6 +12,8 @@ description:
   - Without a terminal the first line comes after 9.5 seconds and then one every 9.5 seconds, so a short task prints
     none and a long one is never silent for more than ten. On a terminal the first comes after two seconds. Lines go to
     the error output, which is not held back when it goes into a file.
+  - Tasks of this project that run on the host at the same time, such as a download that was begun before, are told of
+    as long as they move.
   - The result, changes, differences and failures are those of the module, as if it were called directly. In check mode
     it is called directly.
   - Any module can be run. One of this project says how far it is through module_utils/progress.py; the file for that
@@ -20,22 +22,25 @@ description:
     follows wait for it and take over what it made.
 options:
   title:
-    description: What the lines call the task. Required with O(run); with O(job) it is the one that it was begun with.
+    description: What the lines call the task. Required with O(run).
     type: str
   run:
     description: The module and its arguments, written as a task is. Defaults from C(module_defaults) do not apply.
     type: dict
   wait:
-    description: Wait for the end. If not, the result is for O(job) of a later task.
+    description: Wait for the end. If not, the result is for O(jobs) of a later task.
     type: bool
     default: true
   timeout_s:
     description: The longest time that the module may run. Then the host ends it.
     type: int
     default: 86400
-  job:
-    description: The result of a task with O(wait=false), to wait for and to take the module's result from.
-    type: dict
+  jobs:
+    description:
+      - Results of tasks with O(wait=false). All of them are waited for, also when one has failed.
+      - The task has changed something if one of them has, and fails if one of them does, with their messages.
+    type: list
+    elements: dict
 attributes:
   check_mode:
     description: As the module that is run.
@@ -65,7 +70,7 @@ EXAMPLES = r"""
 
 - name: Wait for the download
   show_progress:
-    job: "{{ begun }}"
+    jobs: ["{{ begun }}"]
 """
 
 RETURN = r"""
@@ -77,6 +82,10 @@ progress_file:
   description: The file on the host in which the module says how far it is.
   returned: with O(wait=false)
   type: str
+jobs:
+  description: The results of the modules, in the order of O(jobs).
+  returned: with O(jobs)
+  type: list
 title:
   description: The title.
   returned: with O(wait=false)

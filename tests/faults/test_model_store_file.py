@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import io
 import json
 import os
 import signal
@@ -12,146 +10,30 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import redirect_stdout
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import ansible.module_utils
 import pytest
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.testing import patch_module_args
 
-from upstreams.hub import SAMPLE_COMMIT, SAMPLE_PATH, SAMPLE_REPO, sample_bytes
-
-REPOSITORY = Path(__file__).resolve().parents[2]
-HUB = REPOSITORY / "tests" / "upstreams" / "hub.py"
-
-# On a host Ansible ships the helpers as ansible.module_utils.NAME; here they are made to be found there.
-ansible.module_utils.__path__.append(str(REPOSITORY / "plugins" / "module_utils"))
-
-model_store_file = importlib.import_module("model_store_file")
-
-SIZE_B = 700_000
-CONTENT = sample_bytes(SIZE_B)
-SHA256 = hashlib.sha256(CONTENT).hexdigest()
-GATED = "example/gated"
-TOKEN = "hf_stand_in_token"  # noqa: S105  opens the stand-in only
-OTHER_SHA256 = "0" * 64
-
-
-class Hub(NamedTuple):
-    """The stand-in as a test sees it."""
-
-    url: str
-    root: Path
-
-    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> str:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data=data, method=method)  # noqa: S310  loopback
-        with urllib.request.urlopen(request, timeout=10) as answer:  # noqa: S310  loopback
-            text: str = answer.read().decode()
-            return text
-
-    def fault(self, kind: str, match: str = "/cdn/*", **more: Any) -> None:
-        self.ask("PUT", "/control/faults", {"match": match, "kind": kind, **more})
-
-    def log(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in self.ask("GET", "/control/log").splitlines()]
-
-    def content_log(self) -> list[dict[str, Any]]:
-        return [line for line in self.log() if line["path"].startswith("/cdn/")]
-
-
-def start_hub(root: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
-    process = subprocess.Popen(
-        [sys.executable, str(HUB), "--port", "0", "--root", str(root), *arguments], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    return process, process.stdout.readline().strip()
-
-
-@pytest.fixture(scope="module")
-def running_hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hub]:
-    root = tmp_path_factory.mktemp("hub")
-    for repo in (SAMPLE_REPO, GATED):
-        folder = root / repo / SAMPLE_COMMIT
-        folder.mkdir(parents=True)
-        (folder / SAMPLE_PATH).write_bytes(CONTENT)
-    process, url = start_hub(root, "--token", TOKEN, "--gated", GATED)
-    yield Hub(url, root)
-    process.terminate()
-    process.wait(10)
-
-
-@pytest.fixture
-def hub(running_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
-    running_hub.ask("DELETE", "/control/faults")
-    running_hub.ask("DELETE", "/control/log")
-    return running_hub
-
-
-@pytest.fixture
-def dest(tmp_path: Path) -> Path:
-    return tmp_path / "checkpoints" / SAMPLE_PATH
-
-
-@pytest.fixture(autouse=True)
-def folder(dest: Path) -> None:
-    dest.parent.mkdir()
-
-
-def arguments(hub: Hub, dest: Path, **more: Any) -> dict[str, Any]:
-    return {
-        "repo": SAMPLE_REPO,
-        "commit": SAMPLE_COMMIT,
-        "path": SAMPLE_PATH,
-        "size_b": SIZE_B,
-        "sha256": SHA256,
-        "dest": str(dest),
-        "endpoint": hub.url,
-        "retry_delay_s": 0.01,
-        "stall_timeout_s": 5,
-        **more,
-    }
-
-
-def run(hub: Hub, dest: Path, **more: Any) -> dict[str, Any]:
-    """The module's answer, as Ansible would read it."""
-    output = io.StringIO()
-    with patch_module_args(arguments(hub, dest, **more)), redirect_stdout(output), pytest.raises(SystemExit):
-        model_store_file.main()
-    answer: dict[str, Any] = json.loads(output.getvalue().splitlines()[-1])
-    return answer
-
-
-def succeed(hub: Hub, dest: Path, **more: Any) -> dict[str, Any]:
-    answer = run(hub, dest, **more)
-    assert not answer.get("failed"), answer["msg"]
-    return answer
-
-
-def fail(hub: Hub, dest: Path, **more: Any) -> str:
-    answer = run(hub, dest, **more)
-    assert answer.get("failed"), answer
-    message: str = answer["msg"]
-    return message
-
-
-def names(dest: Path) -> list[str]:
-    return sorted(path.name.removeprefix(SAMPLE_PATH) for path in dest.parent.iterdir())
-
-
-def snapshot(folder: Path) -> dict[str, tuple[int, int, int, int]]:
-    statuses = {path: path.lstat() for path in [folder, *sorted(folder.rglob("*"))]}
-    return {
-        str(path): (status.st_mode, status.st_size, status.st_mtime_ns, status.st_ino)
-        for path, status in statuses.items()
-    }
+from faults.model_store import (
+    CONTENT,
+    GATED,
+    OTHER_SHA256,
+    REPOSITORY,
+    SHA256,
+    SIZE_B,
+    TOKEN,
+    Hub,
+    arguments,
+    fail,
+    names,
+    run,
+    snapshot,
+    start_hub,
+    succeed,
+)
+from upstreams.hub import SAMPLE_COMMIT, SAMPLE_PATH, SAMPLE_REPO
 
 
 def test_a_fresh_file_arrives_whole_and_is_recorded(hub: Hub, dest: Path) -> None:
@@ -187,7 +69,7 @@ def test_a_second_run_changes_nothing_and_asks_for_nothing(hub: Hub, dest: Path)
 def test_a_second_run_does_not_read_the_file(hub: Hub, dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     succeed(hub, dest)
     fetcher = sys.modules["ansible.module_utils.model_fetch"]
-    monkeypatch.setattr(fetcher, "hash_file", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr(fetcher, "hash_file", lambda path, _: pytest.fail(f"{path} was read"))
     assert succeed(hub, dest)["changed"] is False
 
 
@@ -440,15 +322,16 @@ def test_a_disk_that_is_too_small_is_refused_before_the_transfer(
 
 
 def test_a_disk_that_fills_up_keeps_what_arrived(hub: Hub, dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fetcher = sys.modules["ansible.module_utils.model_fetch"]
     real = os.write
 
     def write(handle: int, data: Any) -> int:
+        if not str(os.readlink(f"/proc/self/fd/{handle}")).endswith(".part"):
+            return real(handle, data)
         if os.fstat(handle).st_size >= 300_000:
             raise OSError(28, "No space left on device")
         return real(handle, data[: 300_000 - os.fstat(handle).st_size])
 
-    monkeypatch.setattr(fetcher.os, "write", write)
+    monkeypatch.setattr(os, "write", write)
     message = fail(hub, dest)
     monkeypatch.undo()
     assert "No space left on device after" in message
@@ -473,17 +356,17 @@ def test_the_token_opens_and_appears_nowhere(hub: Hub, dest: Path) -> None:
     assert TOKEN not in json.dumps(answer)
     for path in dest.parent.iterdir():
         assert TOKEN.encode() not in path.read_bytes()
-    assert [line["authorization"] for line in hub.log()] == [True, True]
+    assert {line["authorization"] for line in hub.log()} == {True}
 
 
 def test_the_token_stays_with_its_host(hub: Hub, dest: Path) -> None:
     # The same machine under another name is another host.
     process, url = start_hub(hub.root, "--cdn", hub.url.replace("127.0.0.1", "localhost"), "--token", TOKEN)
     try:
-        front = Hub(url, hub.root)
+        front = Hub(url, hub.root, hub.client)
         succeed(front, dest, token=TOKEN)
-        assert [line["authorization"] for line in front.log()] == [True]
-        assert [line["authorization"] for line in hub.content_log()] == [False]
+        assert {line["authorization"] for line in front.log()} == {True}
+        assert {line["authorization"] for line in hub.log()} == {False}
     finally:
         process.terminate()
         process.wait(10)
@@ -522,7 +405,7 @@ def test_a_stalled_connection_is_broken_off_and_resumed(hub: Hub, dest: Path) ->
 
 
 def test_a_hub_that_is_not_there_is_tried_a_few_times(hub: Hub, dest: Path) -> None:
-    message = fail(Hub("http://127.0.0.1:1", hub.root), dest, attempts=3)
+    message = fail(Hub("http://127.0.0.1:1", hub.root, hub.client), dest, attempts=3)
     assert "Connection refused" in message
     assert "Gave up after 3 attempts" in message
     assert names(dest) == []
@@ -533,9 +416,12 @@ def two_at_once(hub: Hub, dest: Path) -> list[str]:
     code = (
         "import sys, ansible.module_utils as m; m.__path__.append(sys.argv[1])\n"
         "import json\n"
-        "from ansible.module_utils.model_fetch import StoreError, Wanted, ensure\n"
+        "from ansible.module_utils.model_fetch import ensure\n"
+        "from ansible.module_utils.model_wanted import StoreError, Wanted\n"
+        "class Attributes:\n"
+        "    def give(self, path): pass\n"
         "try:\n"
-        "    done = ensure(Wanted(**json.loads(sys.argv[2])), audit=False, check_mode=False, settle=lambda _: None)\n"
+        "    done = ensure(Wanted(**json.loads(sys.argv[2])), Attributes(), audit=False, check_mode=False)\n"
         "    print(done.outcome)\n"
         "except StoreError:\n"
         "    print('refused')\n"
@@ -571,7 +457,9 @@ def test_a_run_that_waited_for_a_failed_one_begins_anew(hub: Hub, dest: Path) ->
     [
         ({"commit": "main"}, "40 hexadecimal digits"),
         ({"sha256": "abc"}, "64 hexadecimal digits"),
-        ({"size_b": 0}, "not a number of bytes"),
+        ({"size_b": -1}, "not a number of bytes"),
+        ({"size_b": 0}, "size_b is missing"),
+        ({"sha256": ""}, "sha256 is missing"),
         ({"path": "../x.safetensors"}, "none of them '..'"),
         ({"path": "x.ckpt"}, "allow_pickle"),
         ({"endpoint": "file:///srv"}, "not an http or https address"),

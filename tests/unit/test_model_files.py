@@ -26,6 +26,8 @@ ENTRY: dict[str, Any] = {
     "folder": "checkpoints",
     "licence": "CreativeML Open RAIL++-M",
 }
+# Its size and digest are left to the hub.
+UNPROVED = {key: ENTRY[key] for key in ENTRY if key not in ("sha256", "size_b")}
 DEST = "/srv/models/checkpoints/sd_xl_base_1.0.safetensors"
 
 
@@ -76,6 +78,13 @@ def test_what_is_missing_or_no_entry_at_all_is_named() -> None:
     assert rules.entry_problems("x", "sd_xl_base_1.0") == ["model x: its entry is not a mapping"]
 
 
+def test_an_entry_may_leave_the_proof_to_the_hub_but_not_half_of_it() -> None:
+    assert rules.entry_problems("x", UNPROVED) == []
+    assert rules.entry_problems("x", {key: ENTRY[key] for key in ENTRY if key != "size_b"}) == [
+        "model x: size_b is missing"
+    ]
+
+
 def test_store_problems() -> None:
     catalogue = {"a": ENTRY, "b": ENTRY, "c": {**ENTRY, "filename": "c.safetensors"}, "bad": {}}
     assert rules.store_problems(catalogue, ["a", "c"], "/srv/models") == []
@@ -84,6 +93,57 @@ def test_store_problems() -> None:
     for directory in ("models", "/srv/../etc", "/srv/my models", "/srv/models/", "", None):
         assert "not an absolute path" in rules.store_problems(catalogue, ["a"], directory)[0]
     assert rules.store_problems([], ["a"], "/srv") == rules.store_problems({}, "a", "/srv") != []
+
+
+@pytest.mark.parametrize("endpoint", ["https://huggingface.co", "http://u:p@10.0.0.1:8090/hf", "/media/usb/My models"])
+def test_where_models_may_come_from(endpoint: str) -> None:
+    assert rules.source_problems({"a": ENTRY}, ["a"], endpoint, {"a": "/data/x y.safetensors"}) == []
+    assert rules.is_folder(endpoint) == endpoint.startswith("/media")
+
+
+@pytest.mark.parametrize("endpoint", ["", "huggingface.co", "file:///srv", "media/usb", "https://", "/", None, 7])
+def test_where_models_may_not_come_from(endpoint: object) -> None:
+    (problem,) = rules.source_problems({"a": ENTRY}, ["a"], endpoint, {})
+    assert "Set comfyui_model_endpoint to one" in problem
+
+
+def test_a_refused_address_does_not_give_its_password_away() -> None:
+    assert "hunter22" not in rules.endpoint_problem("ftp://u:hunter22@hub/")
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ("/x", "are a mapping of a model's name to a path"),
+        ({"z": "/x"}, "model z, which is not wanted: add it to comfyui_models"),
+        ({"a": "x"}, "the file for model a is 'x', not a path from the root on"),
+        ({"a": None}, "the file for model a is None"),
+        ({"b": "/x"}, "model b has no sha256 to prove a file by"),
+    ],
+)
+def test_files_elsewhere_that_cannot_be_meant(files: object, expected: str) -> None:
+    catalogue = {"a": ENTRY, "b": {**UNPROVED, "filename": "b.safetensors"}}
+    (problem,) = rules.source_problems(catalogue, ["a", "b"], "https://hub", files)
+    assert expected in problem
+
+
+def test_a_folder_needs_a_digest_to_prove_by() -> None:
+    assert rules.source_problems({"a": UNPROVED}, ["a"], "https://hub", {}) == []
+    assert rules.source_problems([], ["a"], "https://hub", {}) == []
+    assert (
+        "model a has no sha256, and models come from the folder /usb"
+        in (rules.source_problems({"a": UNPROVED}, ["a"], "/usb", {})[0])
+    )
+
+
+def test_where_a_model_may_lie_in_a_folder() -> None:
+    assert rules.folder_candidates("/usb", {**ENTRY, "filename": "b.safetensors"}) == [
+        "/usb/checkpoints/b.safetensors",
+        "/usb/b.safetensors",
+        "/usb/sd_xl_base_1.0.safetensors",
+        f"/usb/models--stabilityai--stable-diffusion-xl-base-1.0/snapshots/{ENTRY['commit']}/sd_xl_base_1.0.safetensors",
+    ]
+    assert len(rules.folder_candidates("/usb", ENTRY)) == 3
 
 
 @pytest.mark.parametrize(
@@ -99,6 +159,8 @@ def test_addresses() -> None:
     assert rules.without_credentials("http://u:p@host:80/x?Signature=s#f") == "http://host:80/x"
     assert rules.credentials("http://u:p%40ss@host/") == ["p%40ss", "p@ss"]
     assert rules.credentials("http://host/") == []
+    assert rules.user_of("http://u:p%40ss@host:80/x?y") == ("http://host:80/x?y", "u:p@ss")
+    assert rules.user_of("http://host/x") == ("http://host/x", "")
 
 
 @pytest.mark.parametrize(
@@ -165,9 +227,9 @@ def test_which_status_is_worth_another_try(status: int, temporary: bool) -> None
 @pytest.mark.parametrize(
     ("status", "code", "has_token", "words"),
     [
-        (401, "GatedRepo", False, ["gated", "model_store_token", "no token was sent"]),
+        (401, "GatedRepo", False, ["gated", "comfyui_model_token (the role's model_store_token)", "no token was sent"]),
         (403, "", True, ["gated", "the token was sent"]),
-        (401, "RepoNotFound", False, ["does not exist, or is private", "model_store_token"]),
+        (401, "RepoNotFound", False, ["does not exist, or is private", "comfyui_model_token"]),
         (404, "RepoNotFound", True, ["check repo in"]),
         (404, "RevisionNotFound", True, ["check commit in"]),
         (404, "EntryNotFound", True, ["check path in"]),
@@ -231,8 +293,8 @@ def test_the_stand_ins_sample_is_the_same_each_time() -> None:
 
 
 def record(**more: Any) -> str:
-    facts: dict[str, Any] = {"sha256": SHA256, "size_b": 1000, "mtime_ns": 5, "inode": 7}
-    return rules.make_record(**{**facts, **more}, verified_at="2026-01-01T00:00:00+00:00", source="x", licence="MIT")
+    facts: dict[str, Any] = {"entry": ENTRY, "sha256": SHA256, "size_b": 1000, "mtime_ns": 5, "inode": 7}
+    return rules.make_record(**{**facts, **more}, verified_at="2026-01-01T00:00:00+00:00", source="x")
 
 
 FOUND = {"kind": "file", "mode": "0644", "uid": 0, "gid": 0, "size_b": 1000, "mtime_ns": 5, "inode": 7}
@@ -240,19 +302,29 @@ FOUND = {"kind": "file", "mode": "0644", "uid": 0, "gid": 0, "size_b": 1000, "mt
 
 @pytest.mark.parametrize("field", ["size_b", "mtime_ns", "inode"])
 def test_a_record_speaks_for_one_file_only(field: str) -> None:
-    assert rules.record_proves(record(), FOUND, sha256=SHA256, size_b=1000)
-    assert not rules.record_proves(record(), {**FOUND, field: 1}, sha256=SHA256, size_b=1000)
-    assert not rules.record_proves(record(**{field: 1}), FOUND, sha256=SHA256, size_b=1000)
+    for entry in (ENTRY, UNPROVED):
+        assert rules.record_proves(record(), FOUND, entry)
+        assert not rules.record_proves(record(), {**FOUND, field: 1}, entry)
+        assert not rules.record_proves(record(**{field: 1}), FOUND, entry)
 
 
 @pytest.mark.parametrize("text", [None, "", "{", "[]", "null", "{}"])
 def test_what_is_no_record_proves_nothing(text: str | None) -> None:
-    assert not rules.record_proves(text, FOUND, sha256=SHA256, size_b=1000)
+    for entry in (ENTRY, UNPROVED):
+        assert not rules.record_proves(text, FOUND, entry)
 
 
 def test_a_record_proves_nothing_for_another_wish() -> None:
-    assert not rules.record_proves(record(), FOUND, sha256="0" * 64, size_b=1000)
-    assert not rules.record_proves(record(), FOUND, sha256=SHA256, size_b=1001)
+    assert not rules.record_proves(record(), FOUND, {**ENTRY, "sha256": "0" * 64})
+    assert not rules.record_proves(record(), FOUND, {**ENTRY, "size_b": 1001})
+    # With a digest in the catalogue it is the bytes that count, not where they were found.
+    assert rules.record_proves(record(), FOUND, {**ENTRY, "commit": "0" * 40})
+
+
+@pytest.mark.parametrize("key", ["repo", "commit", "path"])
+def test_without_a_digest_a_record_proves_the_file_that_it_names(key: str) -> None:
+    assert not rules.record_proves(record(), FOUND, {**UNPROVED, key: "0" * 40})
+    assert not rules.record_proves(record(sha256=""), FOUND, UNPROVED)
 
 
 def test_agrees() -> None:
@@ -270,7 +342,15 @@ ABSENT = {"kind": "absent", "mode": "", "uid": None, "gid": None, "size_b": None
 FOLDER = {**ABSENT, "kind": "dir", "mode": "0755", "uid": 0, "gid": 0}
 
 
-def plan(changes: dict[str, Any], *, free_b: int | None = 10**12, audit: bool = False) -> dict[str, Any]:
+def plan(
+    changes: dict[str, Any],
+    *,
+    free_b: int | None = 10**12,
+    audit: bool = False,
+    entry: dict[str, Any] = ENTRY,
+    endpoint: str = "https://hub",
+    given: dict[str, str] | None = None,
+) -> dict[str, Any]:
     files = {
         "/srv/models": FOLDER,
         "/srv/models/checkpoints": FOLDER,
@@ -282,9 +362,11 @@ def plan(changes: dict[str, Any], *, free_b: int | None = 10**12, audit: bool = 
     }
     output = "" if free_b is None else f"       Avail\n{free_b}\n999\n"
     return rules.plan_store(
-        entries={"sdxl": ENTRY},
+        entries={"sdxl": entry},
         directory="/srv/models",
         folders=["vae"],
+        endpoint=endpoint,
+        given=given or {},
         owner_id=0,
         group_id=0,
         audit=audit,
@@ -293,7 +375,11 @@ def plan(changes: dict[str, Any], *, free_b: int | None = 10**12, audit: bool = 
 
 
 def test_nothing_is_to_do_where_the_record_speaks() -> None:
-    assert plan({}) == {"folders": [], "pending": [], "needed": "0 bytes", "free": "931.32 GiB", "missing": ""}
+    idle = {"folders": [], "pending": [], "licences": [], "problems": [], "asks_hub": False}
+    idle |= {"needed": "0 bytes", "free": "931.32 GiB", "missing": ""}
+    assert plan({}) == plan({}, entry=UNPROVED) == idle
+    # Nobody needs the stick any more.
+    assert plan({}, endpoint="/usb") == plan({}, given={"sdxl": "/gone"}) == idle
 
 
 @pytest.mark.parametrize(
@@ -313,6 +399,35 @@ def test_why_a_file_is_looked_at(changes: dict[str, Any], audit: bool, reason: s
     found = plan(changes, audit=audit)
     assert [(item["dest"], item["reason"]) for item in found["pending"]] == [(DEST, reason)]
     assert found["needed"] == needed
+    assert found["asks_hub"] == (reason in ("fetch", "wrong size"))
+
+
+STICK = {"/usb/checkpoints/sd_xl_base_1.0.safetensors": FOUND, "/usb/sd_xl_base_1.0.safetensors": ABSENT}
+
+
+def test_a_file_comes_from_the_host_where_it_is_said_to_lie() -> None:
+    cache = f"/usb/models--stabilityai--stable-diffusion-xl-base-1.0/snapshots/{ENTRY['commit']}/{ENTRY['path']}"
+    found = plan({DEST: ABSENT, **STICK, cache: ABSENT}, endpoint="/usb")
+    assert (found["asks_hub"], found["problems"]) == (False, [])
+    assert found["pending"][0]["sources"] == [*STICK, cache]
+    found = plan({DEST: ABSENT, "/data/x": FOUND}, given={"sdxl": "/data/x"}, endpoint="/usb")
+    assert (found["asks_hub"], found["problems"], found["missing"]) == (False, [], "")
+    assert found["pending"][0]["sources"] == ["/data/x"]
+    # It may be linked, and then takes no space.
+    assert plan({DEST: ABSENT, "/data/x": FOUND}, given={"sdxl": "/data/x"}, free_b=0)["missing"] == ""
+    (problem,) = plan({DEST: ABSENT, "/data/x": ABSENT}, given={"sdxl": "/data/x"})["problems"]
+    assert "there is no /data/x; expected a file of 1000 bytes. Correct comfyui_model_files" in problem
+    wrong = {path: {**ABSENT, "kind": "file", "size_b": 7} for path in [*STICK, cache]}
+    (problem,) = plan({DEST: ABSENT, **wrong}, endpoint="/usb")["problems"]
+    assert f"{next(iter(STICK))} has 7 bytes" in problem
+    assert "or correct comfyui_model_endpoint" in problem
+
+
+def test_a_licence_is_shown_until_it_is_recorded() -> None:
+    shown = ["sdxl: CreativeML Open RAIL++-M (https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0)"]
+    assert plan({DEST: ABSENT, f"{DEST}.verified.json": {**ABSENT, "content": None}})["licences"] == shown
+    assert plan({DEST: {**FOUND, "inode": 8}})["licences"] == []
+    assert plan({DEST: {**FOUND, "inode": 8}}, entry={**ENTRY, "licence": "MIT"})["licences"] != []
 
 
 def test_folders_that_are_missing_or_foreign() -> None:

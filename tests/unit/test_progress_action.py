@@ -127,12 +127,15 @@ def test_a_job_is_begun_and_waited_for_and_each_host_has_its_lines(tmp_path: Pat
     told = {"told": {"secret": "{{ secret }}", "seconds": 11}}
     tasks = [
         {"show_progress": {"title": "being told", "run": told, "wait": False}, "register": "x_begun"},
-        {"show_progress": {"job": "{{ x_begun }}"}, "register": "x_ended"},
+        {"show_progress": {"title": "told too", "run": told, "wait": False}, "register": "x_begun_too"},
+        {"show_progress": {"jobs": ["{{ x_begun }}", "{{ x_begun_too }}"]}, "register": "x_ended"},
     ]
     _, stderr, found = play(tmp_path, [{"name": "A task", **task} for task in tasks])
     for name, host in zip(("one", "two"), found, strict=True):
         assert host["x_begun"]["changed"] is False
-        assert host["x_ended"]["nested"] == {"a": [1, None]}
+        assert [job["nested"] for job in host["x_ended"]["jobs"]] == [{"a": [1, None]}] * 2
+        assert host["x_ended"]["changed"] is True
+        assert set(host["x_ended"]["warnings"]) == {"beware"}
         lines = [line for line in stderr.splitlines() if line.startswith(f"{name}: being told: ")]
         assert lines
         # Only root may write what the module notes; others see the time.
@@ -172,12 +175,40 @@ def test_a_crash_under_mitogen_is_said_as_by_a_direct_call() -> None:
     assert (result["failed"], result["module_stdout"], result["module_stderr"]) == (True, "out", "boom")
 
 
+def test_several_jobs_are_one_result() -> None:
+    good = {"changed": True, "warnings": ["a"]}
+    bad = [{"changed": False, "failed": True, "msg": f"{n} is wrong"} for n in (1, 2)]
+    assert show_progress.together([dict(good)]) == {
+        "changed": True, "failed": False, "jobs": [{"changed": True}], "warnings": ["a"]
+    }  # fmt: skip
+    joined = show_progress.together([dict(good), *bad])
+    assert (joined["failed"], joined["msg"], joined["changed"]) == (True, "1 is wrong\n2 is wrong", True)
+
+
+def look(**done_b: int) -> str:
+    """What the host prints for files that say so many bytes."""
+    states = {name: {"text": "", "title": f"T {name}", "done_b": done, "total_b": 100} for name, done in done_b.items()}
+    return "".join(f"/run/{name}.json:{json.dumps(state)}\n" for name, state in states.items()) + "grep: noise\n"
+
+
+def test_what_runs_beside_is_told_of_as_long_as_it_moves() -> None:
+    watches = show_progress.Watches()
+    watches.own["/run/own.json"] = show_progress.Watch("build")
+    watches.see(look(own=1, other=1))
+    assert watches.lines(5) == ["T other: 1 %  1 of 100 B", "build: 1 %  1 of 100 B"]
+    watches.see(look(own=1, other=1))
+    assert watches.lines(9) == ["build: 1 %  1 of 100 B"]
+    watches.see(look(own=1, other=2))
+    assert [line.split(":")[0] for line in watches.lines(12)] == ["T other", "build"]
+    watches.own["/run/own.json"].ended = True
+    assert watches.lines(15) == []
+
+
 def test_the_last_state_that_was_seen_stays_until_there_is_another() -> None:
     moments = iter([0.0, 2.0])
     watch = show_progress.Watch("model", lambda: next(moments))
     assert watch.line(3) == "model: 3 s"
-    watch.see('{"text": "", "done_b": 10, "total_b": 100}')
-    watch.see('{"text": "", "done_b": 30, "total_b": 100}')
-    watch.see("")
+    watch.see(State("", 10, 100))
+    watch.see(State("", 30, 100))
     assert watch.known == (State("", 30, 100), 10.0)
     assert watch.line(9) == "model: 30 %  30 of 100 B  10 B/s  7 s left"

@@ -18,8 +18,10 @@ import fnmatch
 import hashlib
 import json
 import math
+import os
 import re
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -49,10 +51,12 @@ class Fault:
     drop: the connection ends after `after_b` bytes of the body. corrupt: the byte at `after_b` of the file is flipped.
     stall: silence for `seconds` after `after_b` bytes of the body. trickle: `seconds` of pause before each block.
     status: `status` is answered, with `retry_after` and `error_code` as headers. ignore_range: the whole file, always.
+    Only a status may also answer HEAD, unless `method` says GET; everything else is about bytes.
     """
 
     match: str
     kind: str
+    method: str = ""
     times: int | None = None
     after_b: int = 0
     seconds: float = 0
@@ -63,6 +67,8 @@ class Fault:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"fault {self.kind!r} is not one of {', '.join(KINDS)}")
+        if self.kind != "status":
+            self.method = "GET"
 
 
 def parse_range(header: str, size_b: int) -> tuple[int, int] | None:
@@ -143,12 +149,14 @@ class Hub(ThreadingHTTPServer):
             self._digests[key] = digest.hexdigest()
         return self._digests[key]
 
-    def take_faults(self, path: str) -> dict[str, Fault]:
+    def take_faults(self, method: str, path: str) -> dict[str, Fault]:
         """The faults that hit this request, by kind; each is used up once."""
         hit: dict[str, Fault] = {}
         with self.lock:
             for fault in self.faults:
                 if fault.kind in hit or fault.times == 0 or not fnmatch.fnmatch(path, fault.match):
+                    continue
+                if fault.method not in ("", method):
                     continue
                 hit[fault.kind] = fault
                 if fault.times is not None:
@@ -252,7 +260,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def route(self, path: str) -> None:
         """Resolve, content, or nothing of ours."""
-        faults = self.server.take_faults(path)
+        faults = self.server.take_faults(self.command, path)
         if "status" in faults:
             fault = faults["status"]
             headers = {"X-Error-Code": fault.error_code} if fault.error_code else {}
@@ -293,10 +301,13 @@ class Handler(BaseHTTPRequestHandler):
             "X-Linked-Etag": f'"{digest}"',
             "X-Linked-Size": str(target.stat().st_size),
             "Accept-Ranges": "bytes",
-            "Location": (self.server.cdn or f"http://{self.headers.get('Host', '')}")
+            "Location": (self.server.cdn or f"{self.scheme()}://{self.headers.get('Host', '')}")
             + urllib.parse.quote(f"/cdn/{repo}/{commit}/{name}"),
         }
         return self.reply(302, headers, b"Found. Redirecting\n")
+
+    def scheme(self) -> str:
+        return "https" if isinstance(self.connection, ssl.SSLSocket) else "http"
 
     def content(self, target: Path, faults: dict[str, Fault], headers: dict[str, str]) -> None:
         """The bytes, whole or in part."""
@@ -328,6 +339,9 @@ class Handler(BaseHTTPRequestHandler):
     def body(self, target: Path, first_b: int, end_b: int, faults: dict[str, Fault]) -> None:
         """Bytes `first_b` up to `end_b` of a file, or what a fault makes of them."""
         drop, stall, corrupt, trickle = (faults.get(kind) for kind in ("drop", "stall", "corrupt", "trickle"))
+        if not (drop or stall or corrupt or trickle) and self.scheme() == "http":
+            self.body_as_it_is(target, first_b, end_b)
+            return
         for start_b, block in self.blocks(target, first_b, end_b):
             sent_b = start_b - first_b
             piece = block
@@ -348,6 +362,15 @@ class Handler(BaseHTTPRequestHandler):
             with contextlib.suppress(OSError):  # the client may be gone already
                 self.connection.shutdown(socket.SHUT_RDWR)
             return
+
+    def body_as_it_is(self, target: Path, first_b: int, end_b: int) -> None:
+        """Without a copy in this process: what is measured is to be the client."""
+        self.wfile.flush()
+        with target.open("rb") as handle:
+            while first_b < end_b:
+                sent_b = os.sendfile(self.connection.fileno(), handle.fileno(), first_b, end_b - first_b)
+                first_b += sent_b
+                self.entry["sent_b"] += sent_b
 
     def send(self, piece: bytes) -> None:
         self.wfile.write(piece)
@@ -375,6 +398,7 @@ def main() -> None:
     parser.add_argument(
         "--cdn", default="", metavar="URL", help="another address for the content, such as another host"
     )
+    parser.add_argument("--certificate", default="", metavar="PEM", help="speak TLS with this key and certificate")
     parser.add_argument("--make-sample", action="store_true", help="write the sample checkpoint, print its entry, end")
     options = parser.parse_args()
     if options.make_sample:
@@ -387,7 +411,11 @@ def main() -> None:
         gated=options.gated,
         cdn=options.cdn.rstrip("/"),
     )
-    print(f"http://{options.bind}:{hub.server_address[1]}", flush=True)
+    if options.certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(options.certificate)
+        hub.socket = context.wrap_socket(hub.socket, server_side=True)
+    print(f"{'https' if options.certificate else 'http'}://{options.bind}:{hub.server_address[1]}", flush=True)
     with contextlib.suppress(KeyboardInterrupt):
         hub.serve_forever()
 

@@ -1,0 +1,69 @@
+"""Where a hub has a file, said by huggingface_hub: a program for the virtual environment that holds it.
+
+Reads one question as JSON from its input, writes one answer as JSON. Nothing of a question is on a command line.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import ssl
+import sys
+from typing import Any
+
+
+def answer(question: dict[str, Any]) -> dict[str, Any]:
+    """Location, entity tag, size and commit of a file; or the hub's refusal; or why the hub could not be asked.
+
+    `question` has endpoint, repo, commit, path and timeout_s, and token, user (name:password), proxy and ca_bundle, of
+    which each may be empty.
+    """
+    # Only the virtual environment has these: whoever copies this program there loads it without them.
+    import httpx2  # noqa: PLC0415
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, set_client_factory  # noqa: PLC0415
+    from huggingface_hub.errors import HfHubHTTPError  # noqa: PLC0415
+
+    context = ssl.create_default_context()
+    if question["ca_bundle"]:
+        try:
+            context.load_verify_locations(cafile=question["ca_bundle"])
+        except OSError as error:
+            return {"refused": f"the CA bundle {question['ca_bundle']} cannot be used: {error}"}
+    set_client_factory(lambda: httpx2.Client(verify=context, proxy=question["proxy"] or None))
+    endpoint = question["endpoint"].rstrip("/")
+    url = hf_hub_url(question["repo"], question["path"], revision=question["commit"], endpoint=endpoint)
+    basic = base64.b64encode(question["user"].encode()).decode()
+    try:
+        # The library keeps these headers, and the token, on the hub's own host.
+        found = get_hf_file_metadata(
+            url,
+            token=question["token"] or False,
+            timeout=question["timeout_s"],
+            headers={"Authorization": f"Basic {basic}"} if basic and not question["token"] else None,
+            endpoint=endpoint,
+        )
+    except HfHubHTTPError as error:
+        headers = error.response.headers
+        return {
+            "status": error.response.status_code,
+            "code": headers.get("X-Error-Code", ""),
+            "retry_after": headers.get("Retry-After", ""),
+        }
+    except ValueError as error:
+        return {"refused": str(error)}
+    except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        return {"problem": f"{type(error).__name__} {error}".strip(), "is_certificate": certificate_failed(error)}
+    return {"location": found.location, "etag": found.etag, "size_b": found.size, "commit": found.commit_hash}
+
+
+def certificate_failed(error: BaseException | None) -> bool:
+    """Whether a certificate that is not trusted lies at the bottom of an error."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+if __name__ == "__main__":
+    json.dump(answer(json.load(sys.stdin)), sys.stdout)

@@ -1,0 +1,483 @@
+"""The bytes of one model file into its `.part`: resumed, hashed while they come, and brought to the disk meanwhile."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import errno
+import hashlib
+import http.client
+import json
+import os
+import queue
+import re
+import ssl
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:  # the checker and unit tests know the helpers by their own names, a host only as Ansible ships them
+    import model_files as rules
+    import model_hub as hub
+    from model_wanted import CatalogueError, Report, StoreError, TemporaryError, Wanted, given_up, nobody, wrong_source
+else:
+    from ansible.module_utils import model_files as rules
+    from ansible.module_utils import model_hub as hub
+    from ansible.module_utils.model_wanted import (
+        CatalogueError,
+        Report,
+        StoreError,
+        TemporaryError,
+        Wanted,
+        given_up,
+        nobody,
+        wrong_source,
+    )
+
+BLOCK_B = 4 << 20
+BLOCKS = 4
+# Bytes between two requests to write what the kernel holds: otherwise the last one takes as long as the transfer did.
+SYNC_B = 128 << 20
+# An attempt that brought this much was not in vain: the count of failed attempts begins anew.
+PROGRESS_B = 32 << 20
+USER_AGENT = "dgx-comfyui model_store"
+REDIRECTS = (301, 302, 303, 307, 308)
+
+
+class RangeRefusedError(TemporaryError):
+    """HTTP 416: what is kept is no part of what the server has."""
+
+
+class Digester:
+    """SHA-256 in a thread of its own: the transfer and the hash take the longer of the two times, not their sum.
+
+    Blocks go round: `block` waits for one that is hashed, so no more than BLOCKS of them are ever held.
+    """
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(max_workers=1)
+        self._hash = hashlib.sha256()
+        self._free: queue.SimpleQueue[bytearray] = queue.SimpleQueue()
+        for _ in range(BLOCKS):
+            self._free.put(bytearray(BLOCK_B))
+
+    def close(self) -> None:
+        """End the thread."""
+        self._pool.shutdown()
+
+    def block(self) -> bytearray:
+        """A block to fill; it belongs to the caller until `take`."""
+        return self._free.get()
+
+    def take(self, block: bytearray, size_b: int) -> None:
+        """Hash the first bytes of a block, and let it go round again."""
+        self._pool.submit(self._eat, block, size_b)
+
+    def restart(self) -> None:
+        """Forget what was hashed."""
+        self._pool.submit(self._begin).result()
+
+    def hexdigest(self) -> str:
+        """The digest of everything taken so far."""
+        return self._pool.submit(self._hash.copy).result().hexdigest()
+
+    def _begin(self) -> None:
+        self._hash = hashlib.sha256()
+
+    def _eat(self, block: bytearray, size_b: int) -> None:
+        with memoryview(block) as view:
+            self._hash.update(view[:size_b])
+        self._free.put(block)
+
+
+def hash_open(handle: int, digester: Digester, end_b: int, report: Report, text: str) -> int:
+    """Hash an open file from its beginning up to `end_b`; how many bytes there were."""
+    os.lseek(handle, 0, os.SEEK_SET)
+    done_b = 0
+    while done_b < end_b:
+        block = digester.block()
+        with memoryview(block) as view:
+            size_b = os.readv(handle, [view[: min(BLOCK_B, end_b - done_b)]])
+        digester.take(block, size_b)
+        if not size_b:
+            break
+        done_b += size_b
+        report(text, done_b=done_b, total_b=end_b)
+    return done_b
+
+
+def hash_file(path: str, report: Report = nobody) -> str:
+    """SHA-256 of a file."""
+    with contextlib.closing(Digester()) as digester, open(path, "rb", buffering=0) as file:
+        hash_open(file.fileno(), digester, os.stat(path).st_size, report, "proving the file that is there")
+        return digester.hexdigest()
+
+
+class Body(Protocol):
+    """The bytes of an answer as they come: at least one, none at the end."""
+
+    def readinto1(self, buffer: memoryview, /) -> int: ...
+
+
+class Web:
+    """HTTP with redirects that never carry the token or a password to another host."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        context = ssl.create_default_context()
+        if wanted.ca_bundle:
+            try:
+                context.load_verify_locations(cafile=wanted.ca_bundle)
+            except OSError as error:
+                raise StoreError(f"The CA bundle {wanted.ca_bundle} cannot be used: {error}.") from error
+        proxies = {"http": wanted.proxy, "https": wanted.proxy} if wanted.proxy else None
+        self._opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=context), _NoRedirect()
+        )
+        _, user = rules.user_of(wanted.endpoint)
+        basic = f"Basic {base64.b64encode(user.encode()).decode()}" if user else ""
+        self._authorization = f"Bearer {wanted.token}" if wanted.token else basic
+        self._has_token = bool(wanted.token)
+        self._timeout_s = wanted.stall_timeout_s
+
+    def get(self, url: str, headers: dict[str, str], *, is_hub: bool) -> Any:
+        """The answer with a body; only a request to the hub itself carries the token, or the password."""
+        for _ in range(rules.REDIRECT_LIMIT):
+            answer = self._open(url, headers, is_hub=is_hub)
+            if answer.status not in REDIRECTS:
+                return answer
+            answer.close()
+            try:
+                url, same_host = rules.next_hop(url, answer.headers.get("Location") or "")
+            except ValueError as error:
+                raise StoreError(f"{rules.without_credentials(url)}: {error}.") from error
+            is_hub = is_hub and same_host
+        raise StoreError(f"{rules.without_credentials(url)}: more than {rules.REDIRECT_LIMIT} redirects.")
+
+    def _open(self, url: str, headers: dict[str, str], *, is_hub: bool) -> Any:
+        shown = rules.without_credentials(url)
+        request = urllib.request.Request(rules.user_of(url)[0], headers=headers)  # noqa: S310  http(s): next_hop and the module check
+        if is_hub and self._authorization:
+            request.add_header("Authorization", self._authorization)
+        try:
+            return self._opener.open(request, timeout=self._timeout_s)
+        except urllib.error.HTTPError as error:
+            if error.status in REDIRECTS:
+                return error
+            raise self._refusal(error, url, is_hub=is_hub) from error
+        except urllib.error.URLError as error:
+            if isinstance(error.reason, ssl.SSLCertVerificationError):
+                raise StoreError(hub.untrusted(shown, error.reason.verify_message)) from error
+            raise TemporaryError(f"{shown}: {error.reason}", is_network=True) from error
+        except (OSError, http.client.HTTPException) as error:
+            raise TemporaryError(f"{shown}: {type(error).__name__} {error}", is_network=True) from error
+
+    def _refusal(self, error: urllib.error.HTTPError, url: str, *, is_hub: bool) -> Exception:
+        status = error.status or 0
+        code, asked = error.headers.get("X-Error-Code") or "", error.headers.get("Retry-After")
+        error.close()
+        message = rules.explain_status(status, code, url, has_token=is_hub and self._has_token)
+        if status == 416:
+            return RangeRefusedError(message)
+        if rules.status_is_temporary(status):
+            return TemporaryError(message, rules.retry_after_s(asked))
+        if is_hub:
+            return StoreError(message)
+        # The addresses that a hub gives out are signed for an hour or so: another one may serve.
+        return TemporaryError(
+            f"{rules.without_credentials(url)}: HTTP {status} from where the hub keeps its files", is_network=True
+        )
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Redirects come back as answers: the library's own would send the token along, and knows no 308 before 3.11."""
+
+    def redirect_request(self, *_args: Any, **_kwargs: Any) -> None:
+        return None
+
+
+class Transfer:
+    """The bytes of one file into its open `.part`, resumed as often as needed."""
+
+    def __init__(self, wanted: Wanted, part: int, report: Report = nobody) -> None:
+        self.wanted = wanted
+        self.report = report
+        self.shown = rules.without_credentials(wanted.url)
+        self.part = part
+        self.digest = Digester()
+        self.have_b = 0
+        self.etag = ""
+        # Whether bytes of an earlier run are in the file: a wrong digest may then be theirs, not the hub's.
+        self.has_kept = False
+        self.kept_b = 0
+        self.fetched_b = 0
+        # The file of the host that was copied, if any.
+        self.came_from = ""
+        self._syncer = ThreadPoolExecutor(max_workers=1)
+        self._syncing: Future[None] | None = None
+        self._unsynced_b = 0
+
+    def __enter__(self) -> Transfer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.digest.close()
+        self._syncer.shutdown()
+
+    def run(self) -> None:
+        """Until the file is whole and has the published digest."""
+        self.take_up()
+        while True:
+            need_space(self.wanted, self.have_b)
+            if self.wanted.sources:
+                self.copy()
+            else:
+                self.complete()
+            found = self.digest.hexdigest()
+            if found == self.wanted.sha256:
+                break
+            self.start_over()
+            if not self.has_kept:
+                raise StoreError(self.wrong_bytes(found))
+            self.has_kept = False
+        self.settle()
+
+    def wrong_bytes(self, found: str) -> str:
+        if self.came_from:
+            return wrong_source(self.wanted, self.came_from, found)
+        return (
+            f"{self.shown}: the {self.wanted.size_b} bytes that came have the SHA-256 {found}, the catalogue "
+            f"says {self.wanted.sha256}. Nothing was kept. Either the catalogue's sha256 belongs to another "
+            "file, or what answers at this endpoint altered the file."
+        )
+
+    def take_up(self) -> None:
+        """Continue from what an earlier run left, if it was after the same bytes."""
+        noted = read_json(self.wanted.note)
+        size_b = os.fstat(self.part).st_size
+        if size_b > self.wanted.size_b or noted.get("sha256", self.wanted.sha256) != self.wanted.sha256:
+            self.start_over()
+            return
+        self.etag = rules.strong_etag(noted.get("etag")) if noted.get("url") == self.shown else ""
+        text = "reading what an earlier run kept"
+        self.have_b = self.kept_b = hash_open(self.part, self.digest, size_b, self.report, text)
+        self.has_kept = self.have_b > 0
+
+    def start_over(self) -> None:
+        """Forget the bytes and what they belonged to."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.wanted.note)
+        os.ftruncate(self.part, 0)
+        os.lseek(self.part, 0, os.SEEK_SET)
+        self.digest.restart()
+        self.have_b = self.kept_b = 0
+        self.etag = ""
+
+    def source(self) -> str:
+        """The file of the host to take; raises StoreError where there is none of the right size."""
+        for path in self.wanted.sources:
+            with contextlib.suppress(OSError):
+                if os.path.isfile(path) and os.path.getsize(path) == self.wanted.size_b:
+                    return path
+        raise StoreError(
+            f"There is no file of {self.wanted.size_b} bytes at {' or '.join(self.wanted.sources)}. Put it there, or "
+            "correct comfyui_model_files or comfyui_model_endpoint."
+        )
+
+    def copy(self) -> None:
+        """What is missing, from a file of the host."""
+        path = self.came_from = self.source()
+        with open(path, "rb", buffering=0) as file:
+            file.seek(self.have_b)
+            try:
+                self.receive(_File(file.fileno()), self.wanted.size_b - self.have_b, path)
+            except TemporaryError as error:
+                raise StoreError(f"{error}. Run again when {path} can be read.") from error
+
+    def complete(self) -> None:
+        """Ask for what is missing until nothing is."""
+        failures = 0
+        while self.have_b < self.wanted.size_b:
+            before_b = self.fetched_b
+            try:
+                self.attempt()
+            except RangeRefusedError:
+                if self.have_b == 0:
+                    raise StoreError(f"{self.shown}: HTTP 416 for a whole file.") from None
+                self.start_over()
+                self.has_kept = False
+                failures += 1
+            except TemporaryError as error:
+                failures = 1 if self.fetched_b - before_b >= PROGRESS_B else failures + 1
+                if failures >= self.wanted.attempts:
+                    kept = f"{self.have_b} of {self.wanted.size_b} bytes are kept in {self.wanted.part}, run again"
+                    rest = f"{kept} to continue from there" if self.have_b else "nothing has come, run again"
+                    raise StoreError(given_up(error, failures, rest)) from error
+                self.report(f"the transfer broke off, trying again ({failures} of {self.wanted.attempts})")
+                time.sleep(rules.backoff_s(failures, self.wanted.retry_delay_s, error.asked_s))
+
+    def attempt(self) -> None:
+        """One question to the hub, one request, and everything from the first missing byte to the end of what comes."""
+        place = hub.locate(self.wanted, self.report)
+        headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
+        if self.have_b:
+            headers["Range"] = f"bytes={self.have_b}-"
+            if self.etag:
+                headers["If-Range"] = self.etag
+        answer = Web(self.wanted).get(place.url, headers, is_hub=place.is_hub)
+        with contextlib.closing(answer):
+            expected_b = self.check_answer(answer)
+            # The response object would copy each piece twice; what it reads from reads into a block of ours.
+            self.receive(answer if answer.chunked else answer.fp, expected_b, self.shown)
+
+    def check_size(self, text: str | int | None) -> None:
+        if text is not None and re.fullmatch(r"\d+", str(text)) and int(text) != self.wanted.size_b:
+            raise CatalogueError(hub.another_size(self.wanted, int(text)))
+
+    def check_answer(self, answer: Any) -> int:
+        """Compare the answer with what was asked for; the number of bytes to come."""
+        if answer.status == 206:
+            try:
+                first, last, total = rules.parse_content_range(answer.headers.get("Content-Range"))
+            except ValueError as error:
+                raise StoreError(f"{self.shown}: {error} in an HTTP 206.") from error
+            self.check_size(total)
+            if first != self.have_b:
+                raise StoreError(f"{self.shown}: asked for bytes from {self.have_b}, got them from {first}.")
+            expected_b = last - first + 1
+        elif answer.status == 200:
+            if self.have_b:  # no ranges here, or the file behind the entity tag is another one
+                self.start_over()
+                self.has_kept = False
+            self.check_size(answer.headers.get("Content-Length"))
+            expected_b = self.wanted.size_b
+        else:
+            raise StoreError(f"{self.shown}: HTTP {answer.status} with a body.")
+        etag = rules.strong_etag(answer.headers.get("ETag"))
+        if etag != self.etag or not os.path.exists(self.wanted.note):
+            self.etag = etag
+            note = {"url": self.shown, "sha256": self.wanted.sha256, "etag": etag}
+            write_text(self.wanted.note, json.dumps(note) + "\n", mode=0o600)
+        return expected_b
+
+    def receive(self, body: Body, expected_b: int, shown: str) -> None:
+        """Write and hash what comes. Whatever has arrived before an interruption is kept."""
+        due_b = expected_b
+        broken: TemporaryError | None = None
+        while due_b and not broken:
+            block = self.digest.block()
+            filled_b = 0
+            with memoryview(block) as view:
+                while filled_b < BLOCK_B and due_b and not broken:
+                    try:
+                        piece_b = body.readinto1(view[filled_b : filled_b + due_b])
+                    except TimeoutError:
+                        broken = TemporaryError(
+                            f"{shown}: nothing came for {self.wanted.stall_timeout_s:g} s", is_network=True
+                        )
+                        continue
+                    except (OSError, http.client.HTTPException) as error:
+                        broken = TemporaryError(f"{shown}: the transfer broke off, {type(error).__name__} {error}")
+                        continue
+                    if not piece_b:
+                        broken = TemporaryError(f"{shown}: the connection was closed {due_b} bytes early")
+                    # At once, not by the block: what came slowly is kept as well when this process is killed.
+                    self.write(view[filled_b : filled_b + piece_b])
+                    filled_b += piece_b
+                    due_b -= piece_b
+            self.digest.take(block, filled_b)
+            self.sync(filled_b)
+        if broken:
+            raise broken
+
+    def write(self, view: memoryview) -> None:
+        try:
+            while view:
+                written_b = os.write(self.part, view)
+                view = view[written_b:]
+                self.have_b += written_b
+                self.fetched_b += written_b
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+                raise StoreError(
+                    f"{self.wanted.part}: {os.strerror(error.errno)} after {self.have_b} of {self.wanted.size_b} "
+                    "bytes. They are kept: make room on that filesystem and run again."
+                ) from error
+            raise
+        self.report(done_b=self.have_b, total_b=self.wanted.size_b)
+
+    def sync(self, size_b: int) -> None:
+        """Have what came written to the disk while more comes: a reboot loses little, and the end is not waited for."""
+        self._unsynced_b += size_b
+        if self._unsynced_b >= SYNC_B and (self._syncing is None or self._syncing.done()):
+            self.settle()
+            self._unsynced_b = 0
+            self._syncing = self._syncer.submit(os.fdatasync, self.part)
+
+    def settle(self) -> None:
+        """Wait for the disk, and hear of its errors: the kernel tells of each only once."""
+        if self._syncing is not None:
+            self._syncing.result()
+
+
+class _File:
+    """A file of the host as the body of an answer."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+
+    def readinto1(self, buffer: memoryview, /) -> int:
+        return os.readv(self._handle, [buffer])
+
+
+def need_space(wanted: Wanted, have_b: int) -> None:
+    """Refuse before the first byte what cannot fit."""
+    folder = next(path for path in rules.ancestors(os.path.dirname(wanted.dest)) if os.path.isdir(path))
+    facts = os.statvfs(folder)
+    free_b = facts.f_bavail * facts.f_frsize
+    missing_b = wanted.size_b - have_b + rules.SPACE_MARGIN_B - free_b
+    if missing_b > 0:
+        raise StoreError(
+            f"{wanted.dest}: {rules.gib(missing_b)} of space are missing on the filesystem of {folder}, which has "
+            f"{rules.gib(free_b)} free; {rules.gib(wanted.size_b - have_b)} are still to come and "
+            f"{rules.gib(rules.SPACE_MARGIN_B)} stay free. Make room there and run again."
+        )
+
+
+def read_text(path: str) -> str | None:
+    """A small text file; None where there is none that can be read as such."""
+    try:
+        with open(path, encoding="utf-8") as handle:
+            return handle.read(1 << 16)
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """A small JSON object; empty where there is none."""
+    return rules.read_record(read_text(path))
+
+
+def sync_folder(path: str) -> None:
+    """Make names last: a rename lives in the folder."""
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: str, text: str, *, mode: int) -> None:
+    """Replace a small file in one step, on disk when this returns."""
+    temporary = f"{path}.new"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        os.fchmod(handle, mode)
+        file.write(text)
+        file.flush()
+        os.fsync(handle)
+    os.replace(temporary, path)
+    sync_folder(os.path.dirname(path))

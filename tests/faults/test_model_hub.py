@@ -1,0 +1,152 @@
+"""The environment with huggingface_hub that the module makes for itself: by hash, once, and anew when it must be."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from faults.model_store import CONTENT, Hub, fail, succeed
+
+# What the program asks of the library, as a package of our own: no index is needed.
+STAND_IN = """
+class Found:
+    location, etag, size, commit_hash = {location!r}, {etag!r}, {size}, None
+def hf_hub_url(*_, **__): return ""
+def get_hf_file_metadata(*_, **__): return Found
+def set_client_factory(_): pass
+"""
+
+
+def make_wheel(folder: Path, name: str, files: dict[str, str]) -> str:
+    """A wheel, and its line in a requirements file."""
+    folder.mkdir(exist_ok=True)
+    info = f"{name}-1.dist-info"
+    path = folder / f"{name}-1-py3-none-any.whl"
+    with zipfile.ZipFile(path, "w") as wheel:
+        for file, text in files.items():
+            wheel.writestr(file, text)
+        wheel.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: 1\n")
+        wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(f"{info}/RECORD", "")
+    return f"{name}==1 --hash=sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}\n"
+
+
+@pytest.fixture
+def lock(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A lock whose packages lie in a folder that pip is told to look into."""
+    entry = {"location": f"{hub.url}/cdn/x/y/z", "etag": "", "size": len(CONTENT)}
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    errors = "class HfHubHTTPError(Exception): pass\n"
+    library = {"huggingface_hub/__init__.py": STAND_IN.format(**entry), "huggingface_hub/errors.py": errors}
+    client = "class HTTPError(Exception): pass\nInvalidURL = HTTPError\n"
+    wheels = tmp_path / "wheels"
+    return make_wheel(wheels, "huggingface_hub", library) + make_wheel(wheels, "httpx2", {"httpx2.py": client})
+
+
+def test_it_is_made_by_hash_by_the_first_question_and_only_then(
+    hub: Hub, dest: Path, tmp_path: Path, lock: str
+) -> None:
+    folder = tmp_path / "opt" / "hub"
+    asked = {"hub_dir": str(folder), "hub_requirements": lock, "attempts": 1}
+    dest.write_bytes(CONTENT)
+    assert succeed(hub, dest, **asked)["outcome"] == "adopted"
+    dest.unlink()
+    assert succeed(hub, dest, **asked, _ansible_check_mode=True)["outcome"] == "fetched"
+    assert not folder.parent.exists()
+    wrong = lock.replace(lock[lock.index("sha256:") + 7 :][:64], "0" * 64)
+    message = fail(hub, dest, **{**asked, "hub_requirements": wrong})
+    assert "THESE PACKAGES DO NOT MATCH THE HASHES" in message
+    assert "set comfyui_model_endpoint to a folder" in message
+    assert not (folder / "made").exists()
+    # Where the stand-in of the library says that it lies, there is nothing.
+    assert "HTTP 404" in fail(hub, dest, **asked)
+    made = (folder / "made").stat()
+    fail(hub, dest, **asked)
+    assert (folder / "made").stat().st_ino == made.st_ino
+    assert not dest.exists()
+
+
+@pytest.mark.parametrize("found", ["# Python 3.1\n{lock}", "# Python {python}\nother==1\n"])
+def test_another_python_or_lock_makes_it_anew(
+    hub: Hub, dest: Path, tmp_path: Path, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands: list[list[str]] = []
+
+    def run(command: list[str], _environment: object = None) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        return subprocess.CompletedProcess(
+            command, len(commands) - 1, "", "ERROR: No matching distribution found\nhint"
+        )
+
+    monkeypatch.setattr(sys.modules["ansible.module_utils.model_hub"], "run", run)
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    python = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    (folder / "made").write_text(found.format(lock="lock", python=python))
+    message = fail(hub, dest, hub_dir=str(folder), hub_requirements="lock", attempts=1)
+    assert "No matching distribution found. Expected a package index" in message
+    assert commands[0] == [sys.executable, "-m", "venv", str(folder)]
+    assert commands[1][:4] == [f"{folder}/bin/python", "-m", "pip", "install"]
+    assert "--require-hashes" in commands[1]
+    assert not folder.exists()
+
+
+def test_index_proxy_and_certificates_of_the_site_are_used(
+    hub: Hub, dest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, str] = {}
+
+    def run(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        if environment:
+            seen.update(environment, bundle=Path(environment["PIP_CERT"]).read_text())
+        return subprocess.CompletedProcess(command, int(bool(environment)), "", "stop here")
+
+    monkeypatch.setattr(sys.modules["ansible.module_utils.model_hub"], "run", run)
+    (tmp_path / "ca.pem").write_text("OUR OWN\n")
+    site = {
+        "package_index": "http://u:hunter22@index",
+        "proxy": "http://proxy:1",
+        "ca_bundle": str(tmp_path / "ca.pem"),
+    }
+    assert "stop here" in fail(hub, dest, hub_dir=str(tmp_path / "hub"), **site)
+    assert (seen["PIP_INDEX_URL"], seen["https_proxy"]) == ("http://u:hunter22@index", "http://proxy:1")
+    assert seen["bundle"].endswith("OUR OWN\n")
+    assert ("BEGIN CERTIFICATE" in seen["bundle"]) == Path("/etc/ssl/certs/ca-certificates.crt").exists()
+
+
+def test_a_python_without_venv_says_what_to_install(
+    hub: Hub, dest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\necho 'No module named ensurepip'\nexit 1\n")
+    bare.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(bare))
+    message = fail(hub, dest, hub_dir=str(tmp_path / "hub"), attempts=1)
+    assert "No module named ensurepip. Type on the host: apt-get install python3-venv" in message
+
+
+def test_a_broken_environment_says_how_to_mend_it(hub: Hub, dest: Path, tmp_path: Path) -> None:
+    made = (hub.client / "made").read_text()
+    (tmp_path / "hub" / "bin").mkdir(parents=True)
+    (tmp_path / "hub" / "made").write_text(made)
+    python = tmp_path / "hub" / "bin" / "python"
+    python.write_text("#!/bin/sh\necho ModuleNotFoundError >&2\nexit 1\n")
+    python.chmod(0o755)
+    message = fail(hub, dest, hub_dir=str(tmp_path / "hub"), attempts=1)
+    assert f"huggingface_hub in {tmp_path}/hub failed: ModuleNotFoundError. Remove that folder" in message
+
+
+def test_the_answer_is_json_and_nothing_else(hub: Hub, dest: Path) -> None:
+    succeed(hub, dest)
+    program = (hub.client / "answer.py").read_text()
+    compile(program, "answer.py", "exec")
+    assert "json.dump(answer(json.load(sys.stdin)), sys.stdout)" in program
+    assert json.loads((dest.parent / f"{dest.name}.verified.json").read_text())["commit"]
