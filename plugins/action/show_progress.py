@@ -57,11 +57,13 @@ def as_called_directly(status: dict[str, Any]) -> dict[str, Any]:
 def together(results: list[dict[str, Any]]) -> dict[str, Any]:
     """One result out of those of several jobs, with the words of each that failed."""
     failed = [result for result in results if result.get("failed")]
+    aside = ("exception", "invocation", "warnings")
     joined: dict[str, Any] = {
         "changed": any(result.get("changed") for result in results),
         "failed": bool(failed),
-        "jobs": results,
-        "warnings": [warning for result in results for warning in result.pop("warnings", [])],
+        # Without what each was called with: it is long, and whoever wrote the task knows it.
+        "jobs": [{key: value for key, value in result.items() if key not in aside} for result in results],
+        "warnings": [warning for result in results for warning in result.get("warnings", [])],
     }
     if failed:
         joined["msg"] = "\n".join(str(result.get("msg", "")) for result in failed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import inspect
 import json
 import os
 import shutil
@@ -17,11 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the checker and unit tests know the helpers by their own names, a host only as Ansible ships them
     import model_files as rules
-    import model_hub_answer
     from model_wanted import CatalogueError, Report, StoreError, TemporaryError, Wanted
 else:
     from ansible.module_utils import model_files as rules
-    from ansible.module_utils import model_hub_answer
     from ansible.module_utils.model_wanted import CatalogueError, Report, StoreError, TemporaryError, Wanted
 
 SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
@@ -148,24 +145,23 @@ def provide(wanted: Wanted, report: Report) -> str:
     python = os.path.join(wanted.hub_dir, "bin", "python")
     # An update of the system's Python leaves an environment that finds none of its packages.
     content = f"# Python {sys.version_info[0]}.{sys.version_info[1]}\n{wanted.hub_requirements}"
-    program = inspect.getsource(model_hub_answer)
     with locked(f"{wanted.hub_dir}.lock"):
         if (is_text(os.path.join(wanted.hub_dir, "made"), content)) and os.path.exists(python):
-            write_program(wanted, program)
+            write_program(wanted)
             return python
         report("installing huggingface_hub")
         install(wanted, python)
-        write_program(wanted, program)
+        write_program(wanted)
         with open(os.path.join(wanted.hub_dir, "made"), "w", encoding="utf-8") as file:
             file.write(content)
     return python
 
 
-def write_program(wanted: Wanted, program: str) -> None:
+def write_program(wanted: Wanted) -> None:
     path = os.path.join(wanted.hub_dir, "answer.py")
-    if not is_text(path, program):
+    if not is_text(path, wanted.hub_program):
         with open(path, "w", encoding="utf-8") as file:
-            file.write(program)
+            file.write(wanted.hub_program)
 
 
 def is_text(path: str, content: str) -> bool:

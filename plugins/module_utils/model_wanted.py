@@ -59,6 +59,7 @@ class Wanted:
     package_index: str = ""
     hub_dir: str = ""
     hub_requirements: str = ""
+    hub_program: str = ""
     attempts: int = 6
     retry_delay_s: float = 1.0
     stall_timeout_s: float = 60.0

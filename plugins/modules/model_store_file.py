@@ -83,6 +83,10 @@ options:
     description: What is installed there, a requirements file with a hash for each package.
     type: str
     default: ""
+  hub_program:
+    description: The program that asks there, roles/model_store/files/hub_answer.py.
+    type: str
+    default: ""
   package_index:
     description: Address of the Python package index to install it from. Empty means the host's own.
     type: str
@@ -126,6 +130,7 @@ EXAMPLES = r"""
     sha256: 31e35c80fc4829d14f90153f4c74cd59c90b779f6afe05a74cd6120b893f7e5b
     dest: /srv/comfyui/models/checkpoints/sd_xl_base_1.0.safetensors
     hub_requirements: "{{ lookup('ansible.builtin.file', 'huggingface_hub.txt') }}"
+    hub_program: "{{ lookup('ansible.builtin.file', 'hub_answer.py') }}"
     owner: root
     group: root
     mode: "0644"
@@ -283,6 +288,7 @@ def main() -> None:
                 "proxy": {"type": "str", "default": ""},
                 "hub_dir": {"type": "path", "default": "/opt/dgx-comfyui/huggingface_hub"},
                 "hub_requirements": {"type": "str", "default": ""},
+                "hub_program": {"type": "str", "default": ""},
                 "package_index": {"type": "str", "default": ""},
                 "audit": {"type": "bool", "default": False},
                 "allow_pickle": {"type": "bool", "default": False},

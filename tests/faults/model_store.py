@@ -71,6 +71,7 @@ def start_hub(root: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
 
 
 REQUIREMENTS = "stand-in==1\n"
+PROGRAM = (REPOSITORY / "roles" / "model_store" / "files" / "hub_answer.py").read_text()
 
 
 def make_hub_dir(folder: Path) -> Path:
@@ -137,6 +138,7 @@ def arguments(hub: Hub, dest: Path, **more: Any) -> dict[str, Any]:
         "endpoint": hub.url,
         "hub_dir": str(hub.client),
         "hub_requirements": REQUIREMENTS,
+        "hub_program": PROGRAM,
         "retry_delay_s": 0.01,
         "stall_timeout_s": 5,
         **more,

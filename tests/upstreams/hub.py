@@ -86,8 +86,8 @@ def parse_range(header: str, size_b: int) -> tuple[int, int] | None:
     return first, last
 
 
-def sample_bytes(size_b: int = SAMPLE_SIZE_B) -> bytes:
-    """A valid safetensors file of exactly `size_b` bytes, the same each time."""
+def sample_header(size_b: int) -> bytes:
+    """What a valid safetensors file of exactly `size_b` bytes begins with; the rest may be anything."""
     shapes = {
         "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight": [77, 768],
         "first_stage_model.decoder.conv_in.weight": [512, 4, 3, 3],
@@ -103,7 +103,13 @@ def sample_bytes(size_b: int = SAMPLE_SIZE_B) -> bytes:
         raise ValueError(f"a sample has at least {8 + SAMPLE_HEADER_B + end_b} bytes, not {size_b}")
     header["stand_in.filler"] = {"dtype": "U8", "shape": [data_b - end_b], "data_offsets": [end_b, data_b]}
     text = json.dumps(header).encode().ljust(SAMPLE_HEADER_B)
-    return struct.pack("<Q", len(text)) + text + hashlib.shake_128(b"stand-in checkpoint").digest(data_b)
+    return struct.pack("<Q", len(text)) + text
+
+
+def sample_bytes(size_b: int = SAMPLE_SIZE_B) -> bytes:
+    """A valid safetensors file of exactly `size_b` bytes, the same each time."""
+    header = sample_header(size_b)
+    return header + hashlib.shake_128(b"stand-in checkpoint").digest(size_b - len(header))
 
 
 def make_sample(root: Path, size_b: int = SAMPLE_SIZE_B) -> dict[str, Any]:
