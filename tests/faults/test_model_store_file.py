@@ -108,6 +108,36 @@ def test_a_cut_connection_is_resumed_in_the_same_run(hub: Hub, dest: Path, tenth
     assert answer["bytes_fetched"] == SIZE_B
 
 
+FAULTS: dict[str, dict[str, Any]] = {
+    **{f"cut at {tenth} tenths": {"kind": "drop", "after_b": SIZE_B * tenth // 10} for tenth in range(10)},
+    "stalled": {"kind": "stall", "after_b": 200_000, "seconds": 20},
+    "wrong bytes": {"kind": "corrupt", "after_b": SIZE_B // 2},
+    "said to be shorter": {"kind": "short", "after_b": 400_000},
+    "no ranges, and cut": {"kind": "ignore_range"},
+    **{f"the hub answers {status}": {"kind": "status", "status": status, "match": "*/resolve/*"}
+       for status in (401, 403, 404, 429, 500, 503)},
+    **{f"the content network answers {status}": {"kind": "status", "status": status, "method": "GET"}
+       for status in (401, 403, 404, 416, 429, 500, 503)},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_after_every_fault_the_next_run_completes_with_what_was_kept(hub: Hub, dest: Path, name: str) -> None:
+    hub.fault(**FAULTS[name])
+    if name == "no ranges, and cut":
+        hub.fault("drop", after_b=300_000)
+    fail(hub, dest, attempts=1, stall_timeout_s=0.3)
+    assert not dest.exists()
+    part = Path(f"{dest}.part")
+    kept_b = part.stat().st_size if part.exists() else 0
+    assert kept_b == FAULTS[name].get("after_b", 0) * (FAULTS[name]["kind"] in ("drop", "stall")) or "no ranges" in name
+    hub.ask("DELETE", "/control/faults")
+    answer = succeed(hub, dest)
+    assert (answer["bytes_kept"], answer["bytes_fetched"]) == (kept_b, SIZE_B - kept_b)
+    assert dest.read_bytes() == CONTENT
+    assert names(dest) == ["", ".verified.json"]
+
+
 def test_a_later_run_fetches_only_what_is_missing(hub: Hub, dest: Path) -> None:
     hub.fault("drop", after_b=400_000)
     message = fail(hub, dest, attempts=1)

@@ -41,7 +41,7 @@ SAMPLE_HEADER_B = 1016
 # Answered without the detour over the content network, as files outside large-file storage are.
 PLAIN_SUFFIXES = (".json", ".md", ".txt", ".gitattributes")
 BLOCK_B = 64 << 10
-KINDS = ("drop", "corrupt", "stall", "status", "ignore_range", "trickle")
+KINDS = ("drop", "corrupt", "stall", "status", "ignore_range", "trickle", "short")
 
 
 @dataclasses.dataclass
@@ -50,6 +50,7 @@ class Fault:
 
     drop: the connection ends after `after_b` bytes of the body. corrupt: the byte at `after_b` of the file is flipped.
     stall: silence for `seconds` after `after_b` bytes of the body. trickle: `seconds` of pause before each block.
+    short: the file is said to end after `after_b` bytes, and does.
     status: `status` is answered, with `retry_after` and `error_code` as headers. ignore_range: the whole file, always.
     Only a status may also answer HEAD, unless `method` says GET; everything else is about bytes.
     """
@@ -319,7 +320,7 @@ class Handler(BaseHTTPRequestHandler):
         """The bytes, whole or in part."""
         if not target.resolve().is_relative_to(self.server.root) or not target.is_file():
             return self.reply(404, body=b"no such object\n")
-        size_b = target.stat().st_size
+        size_b = faults["short"].after_b if "short" in faults else target.stat().st_size
         headers = {**headers, "ETag": f'"{self.server.digest(target)}"', "Content-Type": "application/octet-stream"}
         wanted = self.headers.get("Range", "")
         if "ignore_range" in faults or self.headers.get("If-Range", headers["ETag"]) != headers["ETag"]:
