@@ -105,7 +105,6 @@ def ask(wanted: Wanted, python: str) -> dict[str, Any]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {
         "HF_HOME": os.path.join(wanted.hub_dir, "home"),
-        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "HF_HUB_DISABLE_UPDATE_CHECK": "1",
     }
@@ -203,8 +202,9 @@ def install(wanted: Wanted, python: str) -> None:
         with open(requirements, "w", encoding="utf-8") as file:
             file.write(wanted.hub_requirements)
         if wanted.ca_bundle:
-            environment["PIP_CERT"] = os.path.join(folder, "ca.pem")
-            write_bundle(environment["PIP_CERT"], wanted.ca_bundle)
+            bundle = os.path.join(folder, "ca.pem")
+            write_bundle(bundle, wanted.ca_bundle)
+            environment["PIP_CERT"] = bundle
         options = ["--quiet", "--disable-pip-version-check", "--no-input", "--no-cache-dir", "--no-deps"]
         proof = ["--require-hashes", "--only-binary=:all:", "--requirement", requirements]
         done = run([python, "-m", "pip", "install", *options, *proof], environment)

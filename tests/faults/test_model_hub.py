@@ -105,10 +105,12 @@ def test_index_proxy_and_certificates_of_the_site_are_used(
 
     def run(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         if environment:
-            seen.update(environment, bundle=Path(environment["PIP_CERT"]).read_text())
+            bundle = Path(environment["PIP_CERT"])
+            seen.update(environment, bundle=bundle.read_text() if bundle.exists() else "")
         return subprocess.CompletedProcess(command, int(bool(environment)), "", "stop here")
 
     monkeypatch.setattr(sys.modules["ansible.module_utils.model_hub"], "run", run)
+    monkeypatch.setenv("PIP_CERT", "/nonexistent")
     (tmp_path / "ca.pem").write_text("OUR OWN\n")
     site = {
         "package_index": "http://u:hunter22@index",

@@ -37,7 +37,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         # The library keeps these headers, and the token, on the hub's own host.
         found = get_hf_file_metadata(
             url,
-            token=question["token"] or False,
+            token=question["token"] or False,  # none at all, rather than that of whoever runs this
             timeout=question["timeout_s"],
             headers={"Authorization": f"Basic {basic}"} if basic and not question["token"] else None,
             endpoint=endpoint,
