@@ -69,8 +69,9 @@ test: check ## Everything that gates a change, without a GPU: check, then the sc
 
 test-full: test bench ## Everything: test, and the benchmarks
 
-bench: setup ## What a run costs that has nothing to do, as ratios
+bench: setup ## What a run costs that has nothing to do, and what a model costs, as ratios
 	@UPSTREAMS=standin python tests/bench/noop.py
+	python tests/bench/models.py
 
 lock: setup ## Make the locks anew
 	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

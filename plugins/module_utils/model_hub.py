@@ -144,6 +144,7 @@ def provide(wanted: Wanted, report: Report) -> str:
     python = os.path.join(wanted.hub_dir, "bin", "python")
     # An update of the system's Python leaves an environment that finds none of its packages.
     content = f"# Python {sys.version_info[0]}.{sys.version_info[1]}\n{wanted.hub_requirements}"
+    report("waiting for the hub's client")
     with locked(f"{wanted.hub_dir}.lock"):
         if (is_text(os.path.join(wanted.hub_dir, "made"), content)) and os.path.exists(python):
             write_program(wanted)
