@@ -54,7 +54,7 @@ def locate(wanted: Wanted, report: Report) -> Place:
         raise StoreError(f"{shown}: huggingface_hub refuses to ask for it: {said['refused']}")
     if "status" in said:
         raise refusal(wanted, said)
-    digest = rules.linked_digest(said["etag"])
+    digest = rules.linked_digest(said["digest"])
     if wanted.sha256 and digest and digest != wanted.sha256:
         raise CatalogueError(
             f"{shown}: the hub says that this file has the SHA-256 {digest}, the catalogue says {wanted.sha256}. "
@@ -219,15 +219,18 @@ def install(wanted: Wanted, python: str) -> None:
 
 
 def run(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=INSTALL_LIMIT_S,
-        check=False,
-        env=environment,
-    )
+    try:
+        return subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=INSTALL_LIMIT_S,
+            check=False,
+            env=environment,
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(command, 124, "", f"no end within {INSTALL_LIMIT_S} s")
 
 
 def pip_problem(output: str) -> str:

@@ -15,7 +15,7 @@ from faults.model_store import CONTENT, Hub, fail, succeed
 # What the program asks of the library, as a package of our own: no index is needed.
 STAND_IN = """
 class Found:
-    location, etag, size, commit_hash = {location!r}, {etag!r}, {size}, None
+    location, size = {location!r}, {size}
 def hf_hub_url(*_, **__): return ""
 def get_hf_file_metadata(*_, **__): return Found
 def set_client_factory(_): pass
@@ -39,13 +39,13 @@ def make_wheel(folder: Path, name: str, files: dict[str, str]) -> str:
 @pytest.fixture
 def lock(hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A lock whose packages lie in a folder that pip is told to look into."""
-    entry = {"location": f"{hub.url}/cdn/x/y/z", "etag": "", "size": len(CONTENT)}
+    entry = {"location": f"{hub.url}/cdn/x/y/z", "size": len(CONTENT)}
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "wheels"))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     errors = "class HfHubHTTPError(Exception): pass\n"
     library = {"huggingface_hub/__init__.py": STAND_IN.format(**entry), "huggingface_hub/errors.py": errors}
-    client = "class HTTPError(Exception): pass\nInvalidURL = HTTPError\n"
+    client = "class HTTPError(Exception): pass\nInvalidURL = Response = HTTPError\n"
     wheels = tmp_path / "wheels"
     return make_wheel(wheels, "huggingface_hub", library) + make_wheel(wheels, "httpx2", {"httpx2.py": client})
 

@@ -167,9 +167,10 @@ def test_without_a_digest_a_file_that_is_there_is_adopted_by_the_hubs(hub: Hub, 
 
 def test_a_hub_that_names_no_digest_is_not_enough(hub: Hub, dest: Path) -> None:
     (hub.root / SAMPLE_REPO / SAMPLE_COMMIT / "notes.txt").write_text("x")
-    hub.fault("status", status=503, match="*/resolve/*", times=1)
-    message = fail(hub, dest, path="absent.safetensors", sha256="", size_b=0)
-    assert "check path" in message
+    assert "the hub names no SHA-256 for this file" in fail(hub, dest, path="notes.txt", sha256="", size_b=0)
+    # An entity tag is not the hub's word on a digest, however long it is.
+    message = fail(hub, dest, path="notes.txt", sha256=OTHER_SHA256, size_b=1)
+    assert "the 1 bytes that came have the SHA-256" in message
 
 
 # The way to the hub.

@@ -13,7 +13,7 @@ from typing import Any
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
-    """Location, entity tag, size and commit of a file; or the hub's refusal; or why the hub could not be asked.
+    """Location, digest and size of a file; or the hub's refusal; or why the hub could not be asked.
 
     `question` has endpoint, repo, commit, path and timeout_s, and token, user (name:password), proxy and ca_bundle, of
     which each may be empty.
@@ -29,7 +29,14 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
             context.load_verify_locations(cafile=question["ca_bundle"])
         except OSError as error:
             return {"refused": f"the CA bundle {question['ca_bundle']} cannot be used: {error}"}
-    set_client_factory(lambda: httpx2.Client(verify=context, proxy=question["proxy"] or None))
+    named = [""]
+
+    def note(response: httpx2.Response) -> None:
+        # The library falls back to the entity tag, which elsewhere may be as long and another digest.
+        named.append(response.headers.get("X-Linked-Etag") or named[-1])
+
+    hooks = {"response": [note]}
+    set_client_factory(lambda: httpx2.Client(verify=context, proxy=question["proxy"] or None, event_hooks=hooks))
     endpoint = question["endpoint"].rstrip("/")
     url = hf_hub_url(question["repo"], question["path"], revision=question["commit"], endpoint=endpoint)
     basic = base64.b64encode(question["user"].encode()).decode()
@@ -53,7 +60,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         return {"refused": str(error)}
     except (httpx2.HTTPError, httpx2.InvalidURL) as error:
         return {"problem": f"{type(error).__name__} {error}".strip(), "is_certificate": certificate_failed(error)}
-    return {"location": found.location, "etag": found.etag, "size_b": found.size, "commit": found.commit_hash}
+    return {"location": found.location, "digest": named[-1], "size_b": found.size}
 
 
 def certificate_failed(error: BaseException | None) -> bool:
