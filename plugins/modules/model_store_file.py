@@ -16,7 +16,7 @@ description:
     are those of the record, the file is not read again; when one of them moved, it is.
   - A right file without a valid record is adopted, that is hashed and recorded, which counts as a change. A wrong file
     is renamed to C(<dest>.rejected-<first 12 digits of its digest>), reported, and fetched again, unless the hub says
-    that it is the catalogue that is wrong: then nothing is touched.
+    that it is the catalogue that is wrong. Then nothing is touched.
   - Two runs for one file on one host wait for each other.
   - In check mode nothing is fetched or written and no request is made; a file without a valid record is read to tell
     what a run would do.
