@@ -96,7 +96,8 @@ def test_a_download_that_fails_ends_the_run_in_its_own_words_after_the_build(
         [Path(sys.executable).with_name("ansible-playbook"), "--inventory", INVENTORY, "-e", f"@{tmp_path}/typed.yml",
          "--tags", "model_store,comfyui_image", ROOT / "site.yml"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180, check=False,
-        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"},
+        # What the idempotent run cost is still to be read: tests with a host come before those without.
+        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0", "TASK_BUDGET_FILE": ""},
     )  # fmt: skip
     assert done.returncode != 0, done.stdout
     built = done.stdout.index("TASK [comfyui_image : build | Build the image")
