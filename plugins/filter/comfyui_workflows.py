@@ -11,30 +11,66 @@ from typing import Any
 # The control node loads filters by file, so the judge that the hosts' modules use is not on its path.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "module_utils"))
 
-from comfyui_graph import Classes, check_text
+from comfyui_form import form_differences, set_form_inputs, setting_inputs, setting_problems
+from comfyui_graph import Classes, Graph, check_text, detect_format, parse_json, set_inputs
 
 MODE = "0644"
 SOURCES = {"api": "*.json", "ui": "ui/*.json", "input": "input/*.png"}
+FORM_MESSAGE = "this is no form of the browser (nodes and links), which would open it as an empty canvas without a word"
+
+Settings = dict[str, dict[str, Any]]
 
 
-def workflow_files(source_dir: str, places: dict[str, dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every file to deploy: kind, source, destination, digest, owner and mode.
+def to_text(document: Any) -> str:
+    """JSON as the files of the repository have it."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
-    `places` says for each kind (V(api), V(ui), V(input)) the folder on the host and the owner's numbers.
+
+def read_api(path: Path) -> Graph | None:
+    """The graph in a file, or None where there is none that settings could be put into."""
+    try:
+        document = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return document if detect_format(document) == "api" else None
+
+
+def with_settings(path: Path, kind: str, settings: Settings) -> bytes:
+    """The content to deploy: the file's own, or with the settings for the graph of this name in it."""
+    if kind == "input" or not settings.get(path.stem):
+        return path.read_bytes()
+    graph = read_api(path if kind == "api" else path.parent.parent / path.name)
+    document = parse_json(path.read_text(encoding="utf-8"))
+    if graph is None:
+        return path.read_bytes()
+    inputs = setting_inputs(graph, settings[path.stem])
+    changed = set_inputs(graph, inputs) if kind == "api" else set_form_inputs(document, inputs)
+    return to_text(changed).encode()
+
+
+def workflow_files(
+    source_dir: str, places: dict[str, dict[str, Any]], settings: Settings | None = None
+) -> list[dict[str, Any]]:
+    """Every file to deploy: kind, source or content, destination, digest, owner and mode.
+
+    `places` says for each kind (V(api), V(ui), V(input)) the folder on the host and the owner's numbers. C(content) is
+    there where settings make a file differ from its source.
     """
-    return [
-        {
-            "kind": kind,
-            "src": str(path),
-            "dest": f"{str(places[kind]['dir']).rstrip('/')}/{path.name}",
-            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-            "uid": int(places[kind]["uid"]),
-            "gid": int(places[kind]["gid"]),
-            "mode": MODE,
-        }
-        for kind, pattern in SOURCES.items()
-        for path in sorted(Path(source_dir).glob(pattern))
-    ]
+    files = []
+    for kind, pattern in SOURCES.items():
+        for path in sorted(Path(source_dir).glob(pattern)):
+            content = with_settings(path, kind, settings or {})
+            file = {
+                "kind": kind,
+                "src": str(path),
+                "dest": f"{str(places[kind]['dir']).rstrip('/')}/{path.name}",
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "uid": int(places[kind]["uid"]),
+                "gid": int(places[kind]["gid"]),
+                "mode": MODE,
+            }
+            files.append(file if content == path.read_bytes() else {**file, "content": content.decode()})
+    return files
 
 
 def load_classes(recording: str) -> Classes | None:
@@ -47,19 +83,62 @@ def load_classes(recording: str) -> Classes | None:
     return classes
 
 
-def workflow_findings(source_dir: str, recording: str, models: list[str]) -> list[str]:
-    """What is wrong with the API graphs in `source_dir`, one line each."""
+def form_findings(path: Path) -> list[str]:
+    """What is wrong with a form, and where it shows something else than the API graph of the same name."""
+    name = f"ui/{path.name}"
+    try:
+        form = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        return [f"{name}: not valid JSON: {error}"]
+    if detect_format(form) != "ui":
+        return [f"{name}: {FORM_MESSAGE}"]
+    graph = read_api(path.parent.parent / path.name)
+    return [
+        f"{name}: {', '.join(part for part in (f'node {node}' if node else '', field) if part)}: {message}"
+        for node, field, message in (form_differences(graph, form) if graph else [])
+    ]
+
+
+def settings_findings(source_dir: str, settings: Settings) -> list[str]:
+    """What is wrong with the settings, before anything is made of them."""
+    graphs = {path.stem: read_api(path) for path in sorted(Path(source_dir).glob(SOURCES["api"]))}
+    problems = [
+        f"settings for {name}: there is no such graph; there are {', '.join(graphs)}."
+        for name in settings
+        if name not in graphs
+    ]
+    for name, graph in graphs.items():
+        problems += (
+            setting_problems(graph, settings[name], f"settings for {name}") if graph and name in settings else []
+        )
+    return problems
+
+
+def workflow_findings(
+    source_dir: str, recording: str, models: list[str], settings: Settings | None = None
+) -> list[str]:
+    """What is wrong with the settings, the API graphs with the settings in them, and the forms; one line each."""
     classes = load_classes(recording)
     folder = Path(source_dir)
+    paths = sorted(folder.glob(SOURCES["api"]))
+    if not paths:
+        return [f"{source_dir}: no workflow file (*.json) is there"]
+    findings = [line for path in sorted(folder.glob(SOURCES["ui"])) for line in form_findings(path)]
+    findings += settings_findings(source_dir, settings or {})
+    if findings:
+        return findings
     inputs = [path.name for path in folder.glob(SOURCES["input"])]
-    findings = [
+    return [
         found.describe()
-        for path in sorted(folder.glob(SOURCES["api"]))
+        for path in paths
         for found in check_text(
-            path.read_text(encoding="utf-8"), classes, file=path.name, models=models, input_files=inputs
+            with_settings(path, "api", settings or {}).decode(errors="replace"),
+            classes,
+            file=path.name,
+            models=models,
+            input_files=inputs,
         )
     ]
-    return findings if list(folder.glob(SOURCES["api"])) else [f"{source_dir}: no workflow file (*.json) is there"]
 
 
 def parse_digests(output: str) -> dict[str, str]:

@@ -7,6 +7,9 @@ import hashlib
 import importlib.util
 import json
 import math
+import re
+import runpy
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 import pytest
 
 import comfyui_api
+import comfyui_form
 import comfyui_graph
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -182,6 +186,89 @@ def test_an_input_image_that_is_not_deployed_is_a_finding(tmp_path: Path) -> Non
     assert role_filters().workflow_findings(str(tmp_path), str(recording), MODELS) == [
         "a.json: node 8 (LoadImage), image: 'dgx_pixels_sample.png' is not one of: (none)"
     ]
+
+
+def copy_of_workflows(folder: Path) -> Path:
+    """The repository's files, to be changed by a test."""
+    shutil.copytree(WORKFLOWS, folder / "workflows")
+    return folder / "workflows"
+
+
+@pytest.mark.parametrize(
+    ("text", "finding"),
+    [
+        ("{", "ui/txt2img_sdxl.json: not valid JSON"),
+        ((WORKFLOWS / "txt2img_sdxl.json").read_text(), "ui/txt2img_sdxl.json: this is no form of the browser"),
+        ((WORKFLOWS / "ui/img2img_sdxl.json").read_text(), "ui/txt2img_sdxl.json: node 8: the graph has no such node"),
+    ],
+)
+def test_a_form_that_is_none_or_shows_something_else_is_a_finding(tmp_path: Path, text: str, finding: str) -> None:
+    folder = copy_of_workflows(tmp_path)
+    (folder / "ui/txt2img_sdxl.json").write_text(text)
+    found = role_filters().workflow_findings(str(folder), "", MODELS)
+    assert any(line.startswith(finding) for line in found), found
+
+
+def test_a_form_without_a_graph_of_its_name_is_deployed_as_it_is(tmp_path: Path) -> None:
+    folder = copy_of_workflows(tmp_path)
+    shutil.copy(folder / "ui/txt2img_sdxl.json", folder / "ui/mine.json")
+    assert role_filters().workflow_findings(str(folder), "", MODELS) == []
+
+
+SETTINGS = {"txt2img_sdxl": {"prompt": "ein Schlo\u00df", "steps": 30, "width": 768}}
+
+
+def test_settings_change_graph_and_form_and_nothing_else() -> None:
+    plain = role_filters().workflow_files(str(WORKFLOWS), PLACES)
+    tuned = role_filters().workflow_files(str(WORKFLOWS), PLACES, SETTINGS)
+    changed = [new for old, new in zip(plain, tuned, strict=True) if old != new]
+    assert [file["dest"] for file in changed] == ["/srv/api/txt2img_sdxl.json", "/srv/ui/txt2img_sdxl.json"]
+    for file in changed:
+        assert file["sha256"] == hashlib.sha256(file["content"].encode()).hexdigest()
+    graph, form = (comfyui_graph.parse_json(file["content"]) for file in changed)
+    assert graph["5"]["inputs"]["steps"] == 30
+    assert graph["4"]["inputs"] == {"width": 768, "height": 1024, "batch_size": 1}
+    assert comfyui_form.read_form(form) == graph
+
+
+def test_settings_that_say_what_the_file_says_change_nothing() -> None:
+    settings = {"txt2img_sdxl": {"steps": 20}}
+    assert role_filters().workflow_files(str(WORKFLOWS), PLACES, settings) == role_filters().workflow_files(
+        str(WORKFLOWS), PLACES
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "finding"),
+    [
+        ({"text2img": {}}, "settings for text2img: there is no such graph; there are batch_generation, img2img_sdxl,"),
+        ({"render_check": {"steps": 3}}, "settings for render_check: steps has no place in this graph; it has none."),
+        ({"txt2img_sdxl": {"steps": 0}}, "txt2img_sdxl.json: node 5 (KSampler), steps: 0 is below"),
+        ({"txt2img_sdxl": {"steps": 20.5}}, "txt2img_sdxl.json: node 5 (KSampler), steps: 20.5 is no INT"),
+        ({"img2img_sdxl": {"width": 1001}}, "img2img_sdxl.json: node 9 (ImageScale), width: 1001 is no multiple of 8"),
+        ({"txt2img_sdxl": {"prompt": "a {{ colour }} hat"}}, "node 2 (CLIPTextEncode), text: a placeholder was left"),
+        ({"txt2img_sdxl": {"checkpoint": "x"}}, "node 1 (CheckpointLoaderSimple), ckpt_name: 'x' is not among"),
+    ],
+)
+def test_settings_are_judged_and_so_is_what_comes_of_them(settings: dict[str, Any], finding: str) -> None:
+    recording = ROOT / "roles" / "comfyui_workflows" / "files" / "object_info-0.28.1.json"
+    found = role_filters().workflow_findings(str(WORKFLOWS), str(recording), MODELS, settings)
+    assert len(found) == 1
+    assert finding in found[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"class_type": "KSampler", "inputs": {"seed": ["9", 0]}}, "mine.json: node 1 (KSampler), seed: link to node"),
+        ({"class_type": "Nonesuch", "inputs": {}}, "mine.json: object_info-0.28.1.json has no 'Nonesuch'"),
+    ],
+)
+def test_no_form_is_drawn_of_a_graph_with_faults(tmp_path: Path, change: dict[str, Any], words: str) -> None:
+    (tmp_path / "mine.json").write_text(json.dumps({"1": change}))
+    program = runpy.run_path(str(WORKFLOWS / "make_forms.py"))
+    with pytest.raises(SystemExit, match=re.escape(words)):
+        program["draw"](tmp_path / "mine.json", recorded("0.28.1"))
 
 
 def test_digests_are_read_by_path() -> None:
