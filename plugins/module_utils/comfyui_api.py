@@ -23,6 +23,7 @@ POLL_FIRST_S = 0.1
 POLL_LAST_S = 1.0
 GONE_AFTER_S = 10  # a server that refuses connections for this long while it renders has died
 CANCEL_WAIT_S = 10
+UNLOAD_S = 2
 EXCERPT_CHARS = 300
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
@@ -360,6 +361,25 @@ class Client:
                 return False
             time.sleep(POLL_FIRST_S)
 
+    def accept(self, graph: Mapping[str, Any], name: str) -> list[str]:
+        """Submit a graph behind all that wait, and take it back and out of the history once it was accepted.
+
+        Names the files that it wrote, where it ended before that.
+        """
+        try:
+            prompt_id = self.submit(graph)
+        except ComfyuiError as error:
+            raise ComfyuiError(error.kind, f"{name}: {error}", error.node_errors) from error
+        self.cancel(prompt_id)
+        entry = self.history(prompt_id) or {}
+        self.request("/history", {"delete": [prompt_id]})
+        return [str(reference.get("filename")) for _, reference in image_references(entry)]
+
+    def unload(self) -> None:
+        """Let the server give back what it holds of models. It does so once it is idle, and does not say when."""
+        self.request("/free", {"unload_models": True, "free_memory": True})
+        time.sleep(UNLOAD_S)
+
     def follow(self, prompt_id: str, timeout_s: float) -> dict[str, Any]:
         """Wait for a prompt's end and return its history entry. After `timeout_s` it is cancelled."""
         deadline = time.monotonic() + timeout_s
@@ -426,6 +446,7 @@ class Client:
         return {
             "prompt_id": prompt_id,
             "seconds": round(seconds, 3),
+            "seconds_per_image": round(seconds / len(images), 3) if images else None,
             "images": images,
             "cached_nodes": cached_nodes(entry),
         }

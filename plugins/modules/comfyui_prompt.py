@@ -25,7 +25,7 @@ options:
     description: Path on the target of a file with the graph.
     type: path
   graph_files:
-    description: Paths on the target of several files, to be checked together. Requires O(validate_only).
+    description: Paths on the target of several files, to be checked together, with O(validate_only) or O(accept_only).
     type: list
     elements: path
   inputs:
@@ -36,6 +36,20 @@ options:
     default: {}
   validate_only:
     description: Check the graph against the running server, and queue nothing.
+    type: bool
+    default: false
+  accept_only:
+    description:
+      - As O(validate_only), and then submit the graph, see that the server takes all of it, and cancel it at once.
+      - A server may answer 200 and still leave a part of the graph out; that is a rejection here.
+    type: bool
+    default: false
+  unload_first:
+    description: Let the server unload its models before, so that the run's time includes loading them.
+    type: bool
+    default: false
+  sample:
+    description: Sample GPU and memory of the target while the graph runs, four times a second.
     type: bool
     default: false
   front:
@@ -116,6 +130,10 @@ seconds:
   description: From the submission to the end of the run, the time in the queue included.
   returned: when the graph ran
   type: float
+seconds_per_image:
+  description: The same, divided by the number of images; null where none came back.
+  returned: when the graph ran
+  type: float
 images:
   description:
     - Each image of the run. Size, blankness and digest of the pixels are null for other formats than PNG.
@@ -131,6 +149,20 @@ cached_nodes:
   returned: when the graph ran
   type: list
   elements: str
+written:
+  description: Files in the output folder, of graphs that ended before they were cancelled.
+  returned: with O(accept_only)
+  type: list
+  elements: str
+samples:
+  description:
+    - Seconds since the start, utilisation and memory of the busiest GPU, and memory of the host that is not available.
+    - The first is taken before the submission. What nvidia-smi does not report is null, such as memory on a GB10.
+  returned: when the graph ran and O(sample)
+  type: list
+  elements: dict
+  sample:
+    - {"at_s": 1.25, "gpu_percent": 96.0, "gpu_memory_mib": 8120.0, "memory_used_mib": 10240}
 findings:
   description: What is wrong with the graph, one line each.
   returned: when it was only checked
@@ -149,6 +181,7 @@ node_errors:
   type: dict
 """
 
+import contextlib
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -161,6 +194,7 @@ from ansible.module_utils.comfyui_graph import (
     set_inputs,
     used_classes,
 )
+from ansible.module_utils.host_load import Sampler
 from ansible.module_utils.progress import Reporter
 
 EXPECT_SPEC: dict[str, Any] = {
@@ -202,6 +236,40 @@ def validate(client: Client, graphs: dict[str, Any]) -> list[str]:
     return [found.describe() for file, graph in graphs.items() for found in check_graph(graph, classes, file=file)]
 
 
+def check(client: Client, graphs: dict[str, Any], result: dict[str, Any]) -> str:
+    """Hold the graphs against the server; ComfyuiError(V(rejected)) with the findings."""
+    result["findings"] = validate(client, graphs)
+    if result["findings"]:
+        raise ComfyuiError("rejected", "The running ComfyUI would not take this: " + "; ".join(result["findings"]))
+    return "checked against the running server, nothing was queued"
+
+
+def accept(client: Client, graphs: dict[str, Any], result: dict[str, Any]) -> str:
+    """Have the server take the graphs, and cancel them."""
+    result["written"] = [file for name, graph in graphs.items() for file in client.accept(graph, name)]
+    result["changed"] = bool(result["written"])
+    return "the server takes it; it was cancelled at once"
+
+
+def render(client: Client, graph: Any, params: dict[str, Any], result: dict[str, Any]) -> str:
+    """Run one graph to its end; ComfyuiError(V(expectation)) where the images are not what was expected."""
+    if params["unload_first"]:
+        client.unload()
+    sampler = Sampler() if params["sample"] else None
+    with Reporter.from_environment() as report, sampler or contextlib.nullcontext():
+        report("rendering")
+        result.update(client.run(graph, params["timeout_s"], front=params["front"]))
+    if sampler:
+        result["samples"] = sampler.result()
+    result["changed"] = wrote_files(result)
+    failures = unmet(params["expect"], result["images"])
+    if failures:
+        error = ComfyuiError("expectation", "; ".join(failures))
+        error.prompt_id = result["prompt_id"]
+        raise error
+    return ""
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -211,19 +279,23 @@ def main() -> None:
             "graph_files": {"type": "list", "elements": "path"},
             "inputs": {"type": "dict", "default": {}},
             "validate_only": {"type": "bool", "default": False},
+            "accept_only": {"type": "bool", "default": False},
+            "unload_first": {"type": "bool", "default": False},
+            "sample": {"type": "bool", "default": False},
             "front": {"type": "bool", "default": False},
             "wait_s": {"type": "float", "default": 0},
             "timeout_s": {"type": "float", "default": 300},
             "expect": {"type": "dict", "default": {}, "options": EXPECT_SPEC},
         },
-        mutually_exclusive=[("graph", "graph_file", "graph_files")],
+        mutually_exclusive=[("graph", "graph_file", "graph_files"), ("validate_only", "accept_only")],
         required_one_of=[("graph", "graph_file", "graph_files")],
         supports_check_mode=True,
     )
     params = module.params
     only_check = params["validate_only"] or module.check_mode
-    if params["graph_files"] and not params["validate_only"]:
-        module.fail_json(msg="graph_files is for validate_only: true; run one graph_file at a time", kind="input")
+    if params["graph_files"] and not (params["validate_only"] or params["accept_only"]):
+        words = "graph_files is for validate_only or accept_only; run one graph_file at a time"
+        module.fail_json(msg=words, kind="input")
     result: dict[str, Any] = {"changed": False, "prompt_id": ""}
     try:
         client = Client(params["url"], request_timeout_s=min(30.0, max(1.0, params["timeout_s"])))
@@ -236,20 +308,12 @@ def main() -> None:
         with Reporter.from_environment() as report:
             report("its API does not answer yet")
             client.wait(0 if module.check_mode else params["wait_s"])
-        if only_check:
-            result["findings"] = validate(client, graphs)
-            if result["findings"]:
-                module.fail_json(
-                    msg="The running ComfyUI would not take this: " + "; ".join(result["findings"]),
-                    kind="rejected",
-                    node_errors={},
-                    **result,
-                )
-            module.exit_json(msg="checked against the running server, nothing was queued", **result)
-        with Reporter.from_environment() as report:
-            report("rendering")
-            result.update(client.run(next(iter(graphs.values())), params["timeout_s"], front=params["front"]))
-        result["changed"] = wrote_files(result)
+        if only_check or params["accept_only"]:
+            words = check(client, graphs, result)
+        if params["accept_only"] and not only_check:
+            words = accept(client, graphs, result)
+        elif not only_check:
+            words = render(client, next(iter(graphs.values())), params, result)
     except FileNotFoundError as error:
         if module.check_mode:  # in a dry run the file may be what the run would put there
             module.exit_json(skipped=True, msg=f"not checked: {error.filename} is not there yet", **result)
@@ -261,10 +325,7 @@ def main() -> None:
             module.exit_json(skipped=True, msg=f"not checked: {error}", **result)
         result["prompt_id"] = error.prompt_id
         module.fail_json(msg=str(error), kind=error.kind, node_errors=error.node_errors, **result)
-    failures = unmet(params["expect"], result["images"])
-    if failures:
-        module.fail_json(msg="; ".join(failures), kind="expectation", node_errors={}, **result)
-    module.exit_json(**result)
+    module.exit_json(**({"msg": words} if words else {}), **result)
 
 
 if __name__ == "__main__":

@@ -64,7 +64,9 @@ def test_the_site_wants_models(wanted: dict[str, dict[str, Any]]) -> None:
     assert wanted, "comfyui_models is empty: nothing below would be tested"
 
 
-def test_every_model_has_the_published_bytes(found: dict[str, Any], wanted: dict[str, dict[str, Any]]) -> None:
+def test_criterion_02_every_model_has_the_published_bytes(
+    found: dict[str, Any], wanted: dict[str, dict[str, Any]]
+) -> None:
     for path, entry in wanted.items():
         file = found["files"][path]
         assert file["there"], f"{path} is missing"

@@ -593,6 +593,52 @@ def test_module_checks_without_queueing(standin: str) -> None:
     assert api.Client(standin).json("/history")[1] == before
 
 
+def test_module_submits_and_takes_back(standin: str, tmp_path: Path) -> None:
+    files = []
+    for number in range(2):
+        (tmp_path / f"{number}.json").write_text(json.dumps(RENDER))
+        files.append(str(tmp_path / f"{number}.json"))
+    before = api.Client(standin).json("/history")[1]
+    result = run_module(url=standin, graph_files=files, accept_only=True)
+    assert "failed" not in result, result
+    assert api.Client(standin).json("/history")[1] == before
+    assert api.Client(standin).queue() == ([], [])
+    assert result["changed"] == bool(result["written"])
+    broken = {**RENDER, "2": {"class_type": "SaveImage", "inputs": {"filename_prefix": "t"}}}
+    (tmp_path / "1.json").write_text(json.dumps(broken))
+    result = run_module(url=standin, graph_files=files, accept_only=True)
+    assert result["kind"] == "rejected"
+    assert result["findings"] == [f"{files[1]}: node 2 (SaveImage), images: required input is missing"]
+
+
+def test_an_accepted_graph_is_taken_out_of_queue_and_history(told: Any) -> None:
+    server = told(accepted(**{"GET /queue": queues([], []), "GET /history/p": ended(outputs=saved("a.png"))}))
+    assert server.client.accept(RENDER, "a.json") == ["a.png"]
+    assert ("POST /queue", {"delete": ["p"]}) in server.seen
+    assert server.seen[-1] == ("POST /history", {"delete": ["p"]})
+
+
+def test_a_200_that_leaves_a_part_out_is_not_accepted(told: Any) -> None:
+    errors = {"2": {"errors": [{"message": "Value not in list", "details": "x"}], "class_type": "SaveImage"}}
+    answer = (200, {"prompt_id": "p", "number": 1, "node_errors": errors})
+    server = told(accepted(**{"POST /prompt": answer, "GET /queue": queues([], [])}))
+    with pytest.raises(api.ComfyuiError, match=r"a\.json: ComfyUI refused the graph: node 2 \(SaveImage\): Value not"):
+        server.client.accept(RENDER, "a.json")
+
+
+def test_module_samples_while_the_graph_runs(standin: str) -> None:
+    graph = json.loads((ROOT / "workflows" / "render_check.json").read_text())
+    result = run_module(url=standin, graph=graph, inputs={"1": {"color": 7}}, sample=True, unload_first=True)
+    assert "failed" not in result, result
+    assert set(result["samples"][0]) == {
+        "at_s",
+        "gpu_percent",
+        "gpu_memory_mib",
+        "memory_used_mib",
+    }
+    assert all(sample["memory_used_mib"] > 0 for sample in result["samples"])
+
+
 @pytest.mark.parametrize(
     ("parameters", "kind", "words"),
     [

