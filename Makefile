@@ -23,7 +23,7 @@ endif
 PYTHON = $(shell for p in python3.13 python3.12 python3.11 python3 /usr/bin/python3; do \
   if "$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then echo "$$p"; break; fi; done)
 
-.PHONY: help demo demo-destroy check test test-full bench lock setup
+.PHONY: help demo demo-destroy check test test-full browser bench lock setup
 help: ## Show the commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
@@ -67,7 +67,20 @@ check: setup ## Lint and unit tests
 test: check ## Everything that gates a change, without a GPU: check, then the scenarios
 	@UPSTREAMS=standin python -m sandbox scenarios --plain
 
-test-full: test bench ## Everything: test, and the benchmarks
+test-full: test browser bench ## Everything: test, what a browser shows, and the benchmarks
+
+# The stand-in for ComfyUI has no editor: the real one is taken where it can be had, and otherwise its tests are skipped.
+browser: export UPSTREAMS := standin
+browser: setup ## The workflow sidebar and the page of verify.yml in headless Chromium
+	@upstream=https://github.com/Comfy-Org/ComfyUI.git
+	if [ -z "$${COMFYUI_SOURCE_REPO:-}" ] && GIT_TERMINAL_PROMPT=0 timeout 20 git ls-remote --quiet $$upstream HEAD; then
+	  export COMFYUI_SOURCE_REPO=$$upstream
+	fi
+	python -m sandbox up browser
+	ansible-playbook --inventory .cache/sandbox/browser site.yml
+	ansible-playbook --inventory .cache/sandbox/browser playbooks/verify.yml
+	pytest -rs tests/browser
+	python -m sandbox down browser
 
 bench: setup ## What a run costs that has nothing to do, and what a model costs, as ratios
 	@UPSTREAMS=standin python tests/bench/noop.py

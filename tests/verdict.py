@@ -62,6 +62,7 @@ class Test:
     """One test of the run."""
 
     name: str
+    file: str
     promise: str
     level: int
     criterion: int | None
@@ -211,6 +212,7 @@ class Recorder:
             match = CRITERION.match(item.name)
             self.evidence.tests[item.nodeid] = Test(
                 name=plain_name(item.name, self.evidence.host),
+                file=item.path.name,
                 promise=(module.__doc__ or item.path.stem).strip().split("\n")[0],
                 level=marker.args[0] if marker else 0,
                 criterion=int(match[1]) if match else None,

@@ -140,7 +140,7 @@ def test_the_page_needs_nothing_beside_it(tmp_path: Path, colours: int) -> None:
     evidence.samples["a run"] = [
         {"at_s": second, "gpu_percent": None, "gpu_memory_mib": None, "memory_used_mib": 100} for second in range(3)
     ]
-    evidence.tests["t"] = verdict.Test("test_x[a]", "A promise.", 1, 4, "failed", "<script>alert()")
+    evidence.tests["t"] = verdict.Test("test_x[a]", "test_a.py", "A promise.", 1, 4, "failed", "<script>alert()")
     evidence.write(verdict.BROKEN)
     page = (tmp_path / "verify.html").read_text()
     assert not re.search('(src|href)=(?!"data:)', page)
