@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -79,8 +80,12 @@ class Studio:
 
 
 @pytest.fixture(scope="module")
-def studio(prompt: Prompt, site: dict[str, Any], evidence: Evidence) -> Studio:
-    return Studio(prompt, site, evidence)
+def studio(host: Any, prompt: Prompt, site: dict[str, Any], evidence: Evidence) -> Iterator[Studio]:
+    made = Studio(prompt, site, evidence)
+    yield made
+    # They are kept as evidence; the output folder is the users'.
+    for image in [image for result in made.done.values() for image in result["images"]]:
+        host.check_output("rm -f %s", f"{site['comfyui_data_dir']}/output/{image['filename']}")
 
 
 def size_of(host: Any, site: dict[str, Any], name: str) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.level(2)
 RENDER_LIMIT_S = 60
 # The sample picture once more, in another size: it has many colours, so a blank answer is a fault of the server.
 SAMPLE_SIZE = (320, 256)
-SAMPLE = {
+SAMPLE: dict[str, Any] = {
     "1": {"class_type": "LoadImage", "inputs": {"image": "dgx_pixels_sample.png"}},
     "2": {
         "class_type": "ImageScale",
@@ -28,7 +29,8 @@ SAMPLE = {
             "crop": "center",
         },
     },
-    "3": {"class_type": "PreviewImage", "inputs": {"images": ["2", 0]}},
+    # A name that no run before had, for the same reason as the colour below.
+    "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0], "filename_prefix": f"dgx_pixels_{uuid.uuid4()}"}},
 }
 
 
@@ -66,7 +68,15 @@ def test_the_render_lies_in_the_output_folder_and_belongs_to_the_service(
     assert host.file(path).uid == site["comfyui_user_id"]
 
 
-def test_the_sample_picture_comes_back_scaled_and_not_blank(prompt: Prompt) -> None:
+def test_the_sample_picture_comes_back_scaled_and_not_blank(
+    host: Any, site: dict[str, Any], prompt: Prompt, evidence: Evidence
+) -> None:
     width, height = SAMPLE_SIZE
     expect = {"count": 1, "width_px": width, "height_px": height, "format": "PNG", "not_blank": True}
-    prompt(graph=SAMPLE, expect=expect, timeout_s=RENDER_LIMIT_S)
+    try:
+        (image,) = prompt(graph=SAMPLE, expect=expect, timeout_s=RENDER_LIMIT_S)["images"]
+        data = host.file(f"{site['comfyui_data_dir']}/output/{image['filename']}").content
+        evidence.image("sample.png", data, f"The sample picture, scaled to {width}x{height}")
+    finally:
+        prefix = SAMPLE["3"]["inputs"]["filename_prefix"]
+        host.check_output(f"rm -f {site['comfyui_data_dir']}/output/{prefix}*")

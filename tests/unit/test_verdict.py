@@ -188,3 +188,19 @@ def test_every_level_has_its_tests() -> None:
         int(number) for path in SUITE.glob("*.py") for number in re.findall(r"mark\.level\((\d)\)", path.read_text())
     }
     assert used | {0} == set(verdict.LEVELS)
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "reason", "outcome"),
+    [
+        (["passed", "passed"], "", "passed"),
+        (["passed", "failed", "skipped"], "no GPU", "failed"),
+        (["passed", "skipped"], "no GPU", "partly"),
+        (["passed", "skipped"], "no foreign keys were planted on this host", "passed"),
+        (["skipped"], "no GPU", "skipped"),
+        ([], "", "not run"),
+    ],
+)
+def test_what_passed_as_far_as_it_ran_is_not_called_passed(outcomes: list[str], reason: str, outcome: str) -> None:
+    tests = [verdict.Test("t", "f", "p", 1, None, one, reason if one == "skipped" else "") for one in outcomes]
+    assert verdict.summary(tests)["outcome"] == outcome

@@ -152,15 +152,16 @@ def test_what_needs_a_gpu_runs_and_only_the_gpu_is_missing(suite: Suite) -> None
     assert {image["file"] for image in document["images"]} >= {"txt2img_sdxl_1.png", "batch_generation_4.png"}
 
 
-@pytest.mark.parametrize("reached", [True, False])
+@pytest.mark.parametrize("case", ["a fault", "no tests", "out of reach"])
 def test_the_playbooks_exit_status_tells_broken_from_unknown(
-    host: Any, pytestconfig: pytest.Config, tmp_path: Path, reached: bool
+    host: Any, pytestconfig: pytest.Config, tmp_path: Path, case: str
 ) -> None:
-    status, verdict = (2, "broken") if reached else (4, "could not tell")
+    status, verdict = (2, "broken") if case == "a fault" else (4, "could not tell")
+    tests = "/nonexistent" if case == "no tests" else str(SUITE / "test_workflows.py")
     inventory = Path(pytestconfig.getoption("ansible_inventory"))
     hosts = yaml.safe_load((inventory / "hosts.yml").read_text())
     (variables,) = hosts["dgx"]["hosts"].values()
-    if not reached:
+    if case == "out of reach":
         variables["ansible_host"] += "-that-is-not-there"
     # Another name, so that the evidence of this run stays.
     (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"dgx": {"hosts": {"judged": variables}}}))
@@ -171,7 +172,7 @@ def test_the_playbooks_exit_status_tells_broken_from_unknown(
         done = subprocess.run(
             ["ansible-playbook", "--inventory", str(tmp_path), "playbooks/verify.yml"],
             cwd=ROOT,
-            env={**os.environ, "VERIFY_TESTS": str(SUITE / "test_workflows.py")},
+            env={**os.environ, "VERIFY_TESTS": tests},
             capture_output=True,
             text=True,
             check=False,
@@ -179,7 +180,7 @@ def test_the_playbooks_exit_status_tells_broken_from_unknown(
         document = json.loads((folder / "verify.json").read_text())
         assert (done.returncode, document["verdict"]) == (status, verdict), done.stdout
         assert f"judged: {verdict}" in (folder / "verify.html").read_text()
-        assert (folder / "verify.xml").exists() == reached
+        assert (folder / "verify.xml").exists() == (case != "out of reach")
     finally:
         host.check_output(f"chmod 0644 {DATA}/workflows/txt2img_sdxl.json")
         shutil.rmtree(folder, ignore_errors=True)
