@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -38,17 +39,23 @@ Prompt = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="session")
-def evidence(pytestconfig: pytest.Config) -> Evidence:
-    """Keeps what a test saw: images, figures against their limits, versions. playbooks/verify.yml names the folder."""
+def evidence() -> Path:
+    """Folder on the control node that keeps what a test saw; playbooks/verify.yml names it."""
+    return Path(os.environ["EVIDENCE_DIR"])
+
+
+@pytest.fixture(scope="session")
+def record(pytestconfig: pytest.Config) -> Evidence:
+    """Takes what belongs into the verdict: images, figures against their limits, versions and digests."""
     found = pytestconfig.pluginmanager.get_plugin("verdict-evidence")
     assert isinstance(found, Evidence)
     return found
 
 
 @pytest.fixture(scope="session")
-def site(evidence: Evidence) -> dict[str, Any]:
+def site(evidence: Path) -> dict[str, Any]:
     """The site variables, rendered for the host under test."""
-    variables: dict[str, Any] = json.loads((evidence.folder / "site.json").read_text())
+    variables: dict[str, Any] = json.loads((evidence / "site.json").read_text())
     return variables
 
 

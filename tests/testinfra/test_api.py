@@ -47,14 +47,14 @@ def test_criterion_01_comfyui_is_installed_and_answers(answers: dict[str, Any], 
     assert [device["type"] for device in stats["devices"]]
 
 
-def test_criterion_01_comfyui_starts_within_its_limit(host: Any, evidence: Evidence) -> None:
+def test_criterion_01_comfyui_starts_within_its_limit(host: Any, record: Evidence) -> None:
     (container,) = json.loads(host.check_output("docker container inspect comfyui"))
     started = container["State"]["StartedAt"]
     log = host.run("docker logs --timestamps --since %s comfyui 2>&1 | grep -m 1 'To see the GUI go to'", started)
     if log.rc != 0:
         pytest.skip("the journal no longer holds the start")
     times = [datetime.datetime.fromisoformat(text[:26].rstrip("Z") + "+00:00") for text in (started, log.stdout)]
-    evidence.figure("Start of ComfyUI", (times[1] - times[0]).total_seconds(), "s", at_most=START_LIMIT_S)
+    record.figure("Start of ComfyUI", (times[1] - times[0]).total_seconds(), "s", at_most=START_LIMIT_S)
 
 
 def test_criterion_04_queue_and_history_are_listed(answers: dict[str, Any]) -> None:

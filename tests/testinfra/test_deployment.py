@@ -54,25 +54,25 @@ print(*[name for name in names if not there(name)])
 """
 
 
-def test_the_host_says_what_it_is(host: Any, evidence: Evidence) -> None:
+def test_the_host_says_what_it_is(host: Any, record: Evidence) -> None:
     facts = json.loads(host.check_output("python3 -c %s", FACTS))
     for name, value in facts.items():
         if value:
-            evidence.fact("Host", name, value)
+            record.fact("Host", name, value)
     assert facts["system"]
     assert facts["Docker"]
 
 
-def test_criterion_06_the_image_has_comfyuis_dependencies(host: Any, site: dict[str, Any], evidence: Evidence) -> None:
+def test_criterion_06_the_image_has_comfyuis_dependencies(host: Any, site: dict[str, Any], record: Evidence) -> None:
     (container,) = json.loads(host.check_output("docker container inspect comfyui"))
     labels = container["Config"]["Labels"]
-    evidence.fact("Image", "name", container["Config"]["Image"])
-    evidence.fact("Image", "digest", container["Image"])
-    evidence.fact("Image", "base", labels["org.opencontainers.image.base.name"])
-    evidence.fact("Image", "ComfyUI", f"{labels['org.opencontainers.image.version']}")
-    evidence.fact("Image", "commit", labels["org.opencontainers.image.revision"])
-    evidence.fact("Image", "requirements, SHA-256", labels["dgx-comfyui.requirements.sha256"])
-    evidence.fact("Image", "release", labels["dgx-comfyui.release"])
+    record.fact("Image", "name", container["Config"]["Image"])
+    record.fact("Image", "digest", container["Image"])
+    record.fact("Image", "base", labels["org.opencontainers.image.base.name"])
+    record.fact("Image", "ComfyUI", f"{labels['org.opencontainers.image.version']}")
+    record.fact("Image", "commit", labels["org.opencontainers.image.revision"])
+    record.fact("Image", "requirements, SHA-256", labels["dgx-comfyui.requirements.sha256"])
+    record.fact("Image", "release", labels["dgx-comfyui.release"])
     assert labels["org.opencontainers.image.version"] == site["comfyui_version"]
     done = host.run("docker exec comfyui python -c %s", MISSING)
     assert done.rc == 0, done.stderr
@@ -82,26 +82,26 @@ def test_criterion_06_the_image_has_comfyuis_dependencies(host: Any, site: dict[
     assert absent == set()
 
 
-def test_the_server_says_what_it_runs_on(ask: Ask, evidence: Evidence) -> None:
+def test_the_server_says_what_it_runs_on(ask: Ask, record: Evidence) -> None:
     _, stats = ask({"stats": ("/system_stats", None)})["stats"]
     for name, key in {"ComfyUI": "comfyui_version", "Python": "python_version", "PyTorch": "pytorch_version"}.items():
-        evidence.fact("Server", name, stats["system"][key])
+        record.fact("Server", name, stats["system"][key])
     for device in stats["devices"]:
-        evidence.fact("Server", f"device {device['index'] or 0}", device["name"])
-        evidence.fact("Server", "memory of the device", f"{device['vram_total'] / 2**30:.1f} GiB")
+        record.fact("Server", f"device {device['index'] or 0}", device["name"])
+        record.fact("Server", "memory of the device", f"{device['vram_total'] / 2**30:.1f} GiB")
     assert stats["devices"]
 
 
-def test_models_and_graphs_are_known_by_their_digests(host: Any, site: dict[str, Any], evidence: Evidence) -> None:
+def test_models_and_graphs_are_known_by_their_digests(host: Any, site: dict[str, Any], record: Evidence) -> None:
     data_dir = site["comfyui_data_dir"]
     for name in site["comfyui_models"]:
         entry = site["comfyui_model_catalogue"][name]
-        evidence.fact("Models, SHA-256", name, entry["sha256"])
-        evidence.fact("Models, SHA-256", f"{name}, bytes", entry["size_b"])
+        record.fact("Models, SHA-256", name, entry["sha256"])
+        record.fact("Models, SHA-256", f"{name}, bytes", entry["size_b"])
     listed = host.check_output("cd %s && sha256sum -- *.json", f"{data_dir}/workflows").splitlines()
     for row in listed:
         digest, name = row.split(maxsplit=1)
-        evidence.fact("Workflows, SHA-256", name, digest)
+        record.fact("Workflows, SHA-256", name, digest)
     assert listed
 
 
@@ -112,5 +112,5 @@ def test_criterion_13_the_page_of_a_role_includes_troubleshooting(page: Path) ->
 
 
 @pytest.mark.last
-def test_criterion_12_at_least_five_tests_pass(evidence: Evidence) -> None:
-    assert evidence.count(verdict.PASSED) >= 5
+def test_criterion_12_at_least_five_tests_pass(record: Evidence) -> None:
+    assert record.count(verdict.PASSED) >= 5

@@ -30,10 +30,10 @@ SEED = random.randrange(1 << 32)  # noqa: S311 - one that no run before had, so 
 class Studio:
     """Runs each template once and keeps what came of it; a run that failed fails every test that asks for it."""
 
-    def __init__(self, prompt: Prompt, site: dict[str, Any], evidence: Evidence) -> None:
+    def __init__(self, prompt: Prompt, site: dict[str, Any], record: Evidence) -> None:
         self.prompt = prompt
         self.folder = f"{site['comfyui_data_dir']}/workflows"
-        self.evidence = evidence
+        self.record = record
         self.done: dict[str, dict[str, Any]] = {}
 
     def run(self, title: str, name: str, inputs: dict[str, Any], **parameters: Any) -> dict[str, Any]:
@@ -45,7 +45,7 @@ class Studio:
                 graph_file=file, inputs=inputs, expect=expect, timeout_s=RUN_LIMIT_S, sample=True, **parameters
             )
             self.done[title] = result
-            self.evidence.samples[title] = result["samples"]
+            self.record.samples[title] = result["samples"]
         return self.done[title]
 
     def cold(self) -> dict[str, Any]:
@@ -80,8 +80,8 @@ class Studio:
 
 
 @pytest.fixture(scope="module")
-def studio(host: Any, prompt: Prompt, site: dict[str, Any], evidence: Evidence) -> Iterator[Studio]:
-    made = Studio(prompt, site, evidence)
+def studio(host: Any, prompt: Prompt, site: dict[str, Any], record: Evidence) -> Iterator[Studio]:
+    made = Studio(prompt, site, record)
     yield made
     # They are kept as evidence; the output folder is the users'.
     for image in [image for result in made.done.values() for image in result["images"]]:
@@ -100,14 +100,14 @@ def size_of(host: Any, site: dict[str, Any], name: str) -> tuple[int, int, int]:
     return width, height, count
 
 
-def test_criterion_02_the_model_loads_within_its_limit(studio: Studio, evidence: Evidence) -> None:
+def test_criterion_02_the_model_loads_within_its_limit(studio: Studio, record: Evidence) -> None:
     load_s = studio.cold()["seconds"] - studio.warm()["seconds"]
-    evidence.figure("Loading SDXL", load_s, "s", at_most=LOAD_LIMIT_S)
+    record.figure("Loading SDXL", load_s, "s", at_most=LOAD_LIMIT_S)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_criterion_03_template_generates_images(
-    host: Any, site: dict[str, Any], studio: Studio, evidence: Evidence, name: str
+    host: Any, site: dict[str, Any], studio: Studio, record: Evidence, name: str
 ) -> None:
     result = studio.template(name)
     assert len(result["images"]) == size_of(host, site, name)[2]
@@ -115,7 +115,7 @@ def test_criterion_03_template_generates_images(
         assert image["filename"].startswith(PREFIX[name])
         path = f"{site['comfyui_data_dir']}/output/{image['filename']}"
         title = f"{name}: {image['width_px']}x{image['height_px']}, {result['seconds_per_image']:.1f} s each"
-        evidence.image(f"{name}_{number}.png", host.file(path).content, title)
+        record.image(f"{name}_{number}.png", host.file(path).content, title)
 
 
 def test_criterion_05_nvidia_smi_shows_usage(studio: Studio) -> None:
@@ -123,22 +123,22 @@ def test_criterion_05_nvidia_smi_shows_usage(studio: Studio) -> None:
     assert max(percents, default=0) > 0, "nvidia-smi showed no utilisation while ComfyUI generated"
 
 
-def test_criterion_07_an_image_takes_ten_seconds_at_most(studio: Studio, evidence: Evidence) -> None:
-    evidence.figure("An image, 1024x1024, 20 steps", studio.warm()["seconds"], "s", at_most=IMAGE_LIMIT_S)
+def test_criterion_07_an_image_takes_ten_seconds_at_most(studio: Studio, record: Evidence) -> None:
+    record.figure("An image, 1024x1024, 20 steps", studio.warm()["seconds"], "s", at_most=IMAGE_LIMIT_S)
 
 
-def test_criterion_08_the_gpu_is_used_by_half_at_least(studio: Studio, evidence: Evidence) -> None:
+def test_criterion_08_the_gpu_is_used_by_half_at_least(studio: Studio, record: Evidence) -> None:
     # The batch runs longest; what it does before and after the GPU's work is not "during generation".
     samples = studio.template("batch_generation")["samples"]
     percents = [sample["gpu_percent"] for sample in samples if sample["gpu_percent"]]
     mean = sum(percents) / len(percents) if percents else 0
-    evidence.figure("GPU utilisation during generation", mean, "%", at_least=UTILISATION_LIMIT_PERCENT)
+    record.figure("GPU utilisation during generation", mean, "%", at_least=UTILISATION_LIMIT_PERCENT)
 
 
-def test_criterion_09_memory_stays_within_its_limit(studio: Studio, evidence: Evidence) -> None:
+def test_criterion_09_memory_stays_within_its_limit(studio: Studio, record: Evidence) -> None:
     for name in TEMPLATES:
         studio.template(name)
-    evidence.figure("Memory for model and images", studio.memory_gb(), "GB", at_most=MEMORY_LIMIT_GB)
+    record.figure("Memory for model and images", studio.memory_gb(), "GB", at_most=MEMORY_LIMIT_GB)
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
@@ -167,10 +167,10 @@ def test_the_same_seed_gives_the_same_pixels_and_another_seed_others(studio: Stu
     assert first["pixels_sha256"] == again["pixels_sha256"]
 
 
-def test_weights_run_in_fp16_as_the_server_reports(host: Any, studio: Studio, evidence: Evidence) -> None:
+def test_weights_run_in_fp16_as_the_server_reports(host: Any, studio: Studio, record: Evidence) -> None:
     studio.cold()
     log = host.run("docker logs comfyui 2>&1 | grep -o 'model weight dtype [a-z0-9._]*' | tail -n 1")
     found = log.stdout.strip().removeprefix("model weight dtype ")
     assert found, "ComfyUI's log names no weight dtype: docker logs comfyui | grep dtype"
-    evidence.fact("Server", "weights", found)
+    record.fact("Server", "weights", found)
     assert found == "torch.float16", f"the weights run in {found}, expected torch.float16"

@@ -51,32 +51,32 @@ def render(host: Any, site: dict[str, Any], prompt: Prompt) -> Iterator[dict[str
         host.check_output("rm -f %s", f"{site['comfyui_data_dir']}/output/{image['filename']}")
 
 
-def test_criterion_10_a_png_of_the_asked_size_comes_back(render: dict[str, Any], evidence: Evidence) -> None:
+def test_criterion_10_a_png_of_the_asked_size_comes_back(render: dict[str, Any], record: Evidence) -> None:
     (image,) = render["images"]
     assert render["cached_nodes"] == []
     assert (image["format"], image["width_px"], image["height_px"]) == ("PNG", 512, 512)
     assert image["filename"].startswith("dgx_pixels_check_")
-    evidence.figure("Render without a model", render["seconds"], "s", at_most=RENDER_LIMIT_S)
+    record.figure("Render without a model", render["seconds"], "s", at_most=RENDER_LIMIT_S)
 
 
 def test_the_render_lies_in_the_output_folder_and_belongs_to_the_service(
-    host: Any, site: dict[str, Any], render: dict[str, Any], evidence: Evidence
+    host: Any, site: dict[str, Any], render: dict[str, Any], record: Evidence
 ) -> None:
     path = f"{site['comfyui_data_dir']}/output/{render['images'][0]['filename']}"
-    evidence.image("render_check.png", host.file(path).content, "Render without a model: one colour, 512x512")
+    record.image("render_check.png", host.file(path).content, "Render without a model: one colour, 512x512")
     assert png_on_disk(host, path) == ("89504e470d0a1a0a", 512, 512)
     assert host.file(path).uid == site["comfyui_user_id"]
 
 
 def test_the_sample_picture_comes_back_scaled_and_not_blank(
-    host: Any, site: dict[str, Any], prompt: Prompt, evidence: Evidence
+    host: Any, site: dict[str, Any], prompt: Prompt, record: Evidence
 ) -> None:
     width, height = SAMPLE_SIZE
     expect = {"count": 1, "width_px": width, "height_px": height, "format": "PNG", "not_blank": True}
     try:
         (image,) = prompt(graph=SAMPLE, expect=expect, timeout_s=RENDER_LIMIT_S)["images"]
         data = host.file(f"{site['comfyui_data_dir']}/output/{image['filename']}").content
-        evidence.image("sample.png", data, f"The sample picture, scaled to {width}x{height}")
+        record.image("sample.png", data, f"The sample picture, scaled to {width}x{height}")
     finally:
         prefix = SAMPLE["3"]["inputs"]["filename_prefix"]
         host.check_output(f"rm -f {site['comfyui_data_dir']}/output/{prefix}*")

@@ -14,8 +14,6 @@ from typing import Any
 import pytest
 import yaml
 
-from verdict import Evidence
-
 ROOT = Path(__file__).parents[3]
 SUITE = ROOT / "tests" / "testinfra"
 # What a fault here may concern. The tests of engine, toolkit and image are left out for their time.
@@ -82,11 +80,11 @@ Suite = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def suite(pytestconfig: pytest.Config, evidence: Evidence, tmp_path: Path) -> Suite:
+def suite(pytestconfig: pytest.Config, evidence: Path, tmp_path: Path) -> Suite:
     """Run the suite against the host under test; its verify.json comes back, with pytest's status as `status`."""
 
     def run(files: list[str], **environment: str) -> dict[str, Any]:
-        shutil.copy(evidence.folder / "site.json", tmp_path)
+        shutil.copy(evidence / "site.json", tmp_path)
         options = [f"--hosts={pytestconfig.getoption('hosts')}", "--import-mode=importlib", "-pverdict"]
         options += [f"--ansible-inventory={pytestconfig.getoption('ansible_inventory')}", "-psite_fixtures"]
         done = subprocess.run(
