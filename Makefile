@@ -48,7 +48,7 @@ demo: setup ## Provision a sandbox host from nothing; ComfyUI at http://127.0.0.
 	echo "==> Verifying it: ansible-playbook playbooks/verify.yml (about a minute) ..."
 	ansible-playbook --inventory .cache/sandbox/demo playbooks/verify.yml
 	echo
-	echo "ComfyUI answers at http://127.0.0.1:$(DEMO_PORT) and has rendered an image; the evidence is in artifacts/demo/."
+	echo "ComfyUI answers at http://127.0.0.1:$(DEMO_PORT) and has rendered an image; look at artifacts/demo/verify.html."
 	echo "Stop and remove it all: make demo-destroy"
 
 demo-destroy: setup ## Remove everything that the demo made
