@@ -82,9 +82,10 @@ browser: setup ## The workflow sidebar and the page of verify.yml in headless Ch
 	pytest -rs tests/browser
 	python -m sandbox down browser
 
-bench: setup ## What a run costs that has nothing to do, and what a model costs, as ratios
+bench: setup ## What a run costs that has nothing to do, and what a model and a build cost, as ratios
 	@UPSTREAMS=standin python tests/bench/noop.py
 	python tests/bench/models.py
+	UPSTREAMS=standin python tests/bench/image.py
 
 lock: setup ## Make the locks anew
 	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

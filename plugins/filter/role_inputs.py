@@ -101,16 +101,19 @@ def role_input_problems(
     return problems
 
 
+def _kind(value: Any) -> str:
+    kinds = {bool: "bool", int: "int", float: "float", list: "list", dict: "dict"}
+    return next((kind for python, kind in kinds.items() if isinstance(value, python)), "str")
+
+
 def site_input_problems(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
     """The same for site variables, whose defaults say of which kind they are."""
-    kinds = {bool: "bool", int: "int", float: "float", list: "list", dict: "dict"}
     options: dict[str, dict[str, Any]] = {}
     for name, default in defaults.items():
-        kind = next((kind for python, kind in kinds.items() if isinstance(default, python)), "str")
-        kind = "raw" if name in TEXT_OR_LIST else kind
+        kind = "raw" if name in TEXT_OR_LIST else _kind(default)
         options[name] = {"type": kind, "default": default, "no_log": name.endswith("_token")}
-        if kind == "list":
-            options[name]["elements"] = "str"
+        if kind == "list" and default:  # an empty one does not say
+            options[name]["elements"] = _kind(default[0])
     return role_input_problems(options, values)
 
 

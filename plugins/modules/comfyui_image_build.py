@@ -11,6 +11,8 @@ description:
     The tag is to be a digest of what goes in, then an image that is there is current.
   - Tells show_progress the step, and how much of the base image has come.
   - A build that fails says at which step, and its last 20 lines.
+  - An image gets a record, a JSON file with what C(/opt/comfyui/contents.json) in it says, its size, what it has over
+    its base, and its lock beside it. An image that is there without one gets it.
   - Two builds from one folder on one host wait for each other. So a run that follows an interrupted one takes over
     the image that the first is still building.
 options:
@@ -24,6 +26,10 @@ options:
     required: true
   path:
     description: Folder on the host with the Dockerfile and what it copies.
+    type: path
+    required: true
+  record:
+    description: File on the host for the record; its folder is made. The lock goes beside it, with the suffix C(.txt).
     type: path
     required: true
   build_args:
@@ -65,6 +71,7 @@ EXAMPLES = r"""
         name: dgx-comfyui
         tag: 0.28.1-0123456789ab
         path: /var/lib/comfyui/image
+        record: /etc/comfyui/images/0.28.1-0123456789ab.json
         secrets:
           - id: package_index
             value: "{{ comfyui_package_index }}"
@@ -80,6 +87,14 @@ image_id:
   description: The image's id; empty where there is none, as in check mode.
   returned: success
   type: str
+size_b:
+  description: Size of the image, as the engine counts it.
+  returned: success, outside check mode
+  type: int
+overhead_b:
+  description: What the image's own steps have added to its base; all of it where the first step is not to be found.
+  returned: success, outside check mode
+  type: int
 seconds:
   description: How long the build took.
   returned: when there was one
@@ -89,6 +104,10 @@ step:
   returned: failure
   type: str
   sample: 3/9 RUN python3 /opt/comfyui/torch_gate.py record /opt/comfyui/torch.json
+interrupted:
+  description: Whether the builder ended without saying what failed.
+  returned: when it did
+  type: bool
 log:
   description: The last lines of the step that failed, or of the whole build where no step did.
   returned: failure
@@ -99,6 +118,7 @@ log:
 import contextlib
 import fcntl
 import hashlib
+import json
 import os
 import re
 import subprocess
@@ -115,6 +135,8 @@ from ansible.module_utils.progress import FOLDER, Reporter
 LAST_LINES = 20
 NAME_CHARS = 40
 LOCK_POLL_S = 1.0
+# A part of the Dockerfile's first instruction.
+FIRST_STEP = "org.opencontainers.image.base.digest"
 SIZES_B = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 _OUTPUT = re.compile(r"#(\d+) \d+\.\d+(?: (.*))?")
@@ -150,6 +172,7 @@ class BuildLog:
         self.said = ""
         self.fetched_b: int | None = None
         self.failed = ""
+        self.error = False
         self._vertex = ""
         self._names: dict[str, str] = {}
         self._layers_b: dict[str, tuple[int, int]] = {}
@@ -160,6 +183,7 @@ class BuildLog:
         """Take one line."""
         if text.strip():
             self._all.append(text)
+        self.error = self.error or text.startswith("ERROR: ")
         if match := _OUTPUT.fullmatch(text):
             self._last.setdefault(match[1], deque(maxlen=LAST_LINES)).append(match[2] or "")
             if match[1] == self._vertex and match[2]:
@@ -196,6 +220,11 @@ class BuildLog:
         return f"{name}: {self.said}"
 
     @property
+    def interrupted(self) -> bool:
+        """Whether a build that did not end well says nothing of why: somebody stopped it, or the engine went away."""
+        return not self.failed and not self.error
+
+    @property
     def failed_step(self) -> str:
         """Number and instruction of the step that failed; empty where none did, or it was none of the Dockerfile's."""
         return self._names.get(self.failed, "")
@@ -228,6 +257,67 @@ def image_id(reference: str) -> str:
     argv = ["docker", "image", "inspect", "--format", "{{.Id}}", reference]
     done = subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def docker(*arguments: str) -> str:
+    """What a command of Docker's prints. OSError where it fails, with its words."""
+    done = subprocess.run(["docker", *arguments], capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode != 0:
+        raise OSError(0, done.stderr.strip() or done.stdout.strip(), f"docker {arguments[0]}")
+    return done.stdout
+
+
+def overhead_b(history: str) -> int:
+    """Bytes of an image's own steps: those down to the one that names the base, which is its first.
+
+    `history` has a line for each step, the newest first: its size in bytes, a blank, and the instruction.
+    """
+    total_b = 0
+    for line in history.splitlines():
+        size, _, instruction = line.partition(" ")
+        total_b += int(size)
+        if FIRST_STEP in instruction:
+            break
+    return total_b
+
+
+def describe(reference: str) -> dict[str, Any]:
+    """The record of an image: what it is, how large, and what is in it. OSError where the engine will not say."""
+    (found,) = json.loads(docker("image", "inspect", reference))
+    history = docker(
+        "image", "history", "--no-trunc", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}", reference
+    )
+    return {
+        "reference": reference,
+        "image_id": found["Id"],
+        "architecture": found["Architecture"],
+        "labels": found["Config"]["Labels"],
+        "size_b": found["Size"],
+        "overhead_b": overhead_b(history),
+    }
+
+
+def write_record(reference: str, path: str) -> dict[str, Any]:
+    """Write an image's record and its lock beside it, both at once or neither; returns the record."""
+    record = describe(reference)
+    container = docker("container", "create", "--network", "none", reference).strip()
+    try:
+        os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
+        lock = f"{os.path.splitext(path)[0]}.txt"
+        docker("container", "cp", f"{container}:/opt/comfyui/contents.json", f"{path}.new")
+        docker("container", "cp", f"{container}:/opt/comfyui/requirements.txt", lock)
+        with open(f"{path}.new", encoding="utf-8") as file:
+            record["contents"] = json.load(file)
+    finally:
+        docker("container", "rm", container)
+    with open(f"{path}.new", "w", encoding="utf-8") as file:
+        json.dump(record, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+    for one in (f"{path}.new", lock):
+        os.chmod(one, 0o644)
+        os.chown(one, 0, 0)
+    os.replace(f"{path}.new", path)
+    return record
 
 
 @contextlib.contextmanager
@@ -268,12 +358,26 @@ def build(params: dict[str, Any], report: Reporter, hidden: set[str]) -> tuple[i
     return process.returncode, log
 
 
+def finish(module: AnsibleModule, changed: bool, **more: Any) -> None:
+    """Answer for an image that is there, once its record is."""
+    params = module.params
+    reference = f"{params['name']}:{params['tag']}"
+    if module.check_mode:
+        module.exit_json(changed=changed, reference=reference, image_id=image_id(reference))
+    if not os.path.exists(params["record"]):
+        changed, record = True, write_record(reference, params["record"])
+    else:
+        record = describe(reference)
+    sizes = {key: record[key] for key in ("image_id", "size_b", "overhead_b")}
+    module.exit_json(changed=changed, reference=reference, **sizes, **more)
+
+
 def run(module: AnsibleModule, report: Reporter) -> None:
     """Build where there is no image, answer."""
     params = module.params
     reference = f"{params['name']}:{params['tag']}"
-    if found := image_id(reference):
-        module.exit_json(changed=False, reference=reference, image_id=found)
+    if image_id(reference):
+        finish(module, changed=not os.path.exists(params["record"]))
     if module.check_mode:
         module.exit_json(changed=True, reference=reference, image_id="")
     if not os.path.isdir(params["path"]):
@@ -284,11 +388,20 @@ def run(module: AnsibleModule, report: Reporter) -> None:
             log=[],
         )
     with alone(params["path"], report):
-        if found := image_id(reference):  # the run that this one waited for has built it
-            module.exit_json(changed=False, reference=reference, image_id=found)
+        if image_id(reference):  # the run that this one waited for has built it
+            finish(module, changed=False)
         began_s = time.monotonic()
         rc, log = build(params, report, module.no_log_values)
         seconds = round(time.monotonic() - began_s, 1)
+    if rc != 0 and log.interrupted:
+        module.fail_json(
+            msg=f"Building {reference} ended in the middle, after {seconds:g} s: {log.text}",
+            reference=reference,
+            step="",
+            log=log.last_lines,
+            interrupted=True,
+            rc=rc,
+        )
     if rc != 0:
         where = f" at step {log.failed_step}" if log.failed_step else ""
         words = "\n".join(log.last_lines)
@@ -299,8 +412,7 @@ def run(module: AnsibleModule, report: Reporter) -> None:
             log=log.last_lines,
             rc=rc,
         )
-    built = image_id(reference)
-    if not built:
+    if not image_id(reference):
         module.fail_json(
             msg=(
                 f"The build of {reference} ended well, but the engine has no such image: the builder that is in use "
@@ -310,7 +422,7 @@ def run(module: AnsibleModule, report: Reporter) -> None:
             step="",
             log=log.last_lines,
         )
-    module.exit_json(changed=True, reference=reference, image_id=built, seconds=seconds)
+    finish(module, changed=True, seconds=seconds)
 
 
 def main() -> None:
@@ -319,6 +431,7 @@ def main() -> None:
             "name": {"type": "str", "required": True},
             "tag": {"type": "str", "required": True},
             "path": {"type": "path", "required": True},
+            "record": {"type": "path", "required": True},
             "build_args": {"type": "dict", "default": {}},
             "secrets": {
                 "type": "list",

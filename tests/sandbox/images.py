@@ -24,12 +24,13 @@ from sandbox.stages import RefusalError, stage
 
 HERE = Path(__file__).parent
 SUITE = "trixie"
+# Debian's PyTorch of another suite as the base: forky has a newer torch and Python, and moves every day.
+BASE_SUITE = os.environ.get("SANDBOX_BASE_SUITE", SUITE)
 # Not pinned by digest: apt brings the day's security updates into the image a moment later anyway,
 # and nothing of it reaches a real host.
-PULLED = f"debian:{SUITE}-slim"
+PULLED = "debian:{suite}-slim"
 IMAGES = "dgx-comfyui"
 DEBIAN_NAME = f"{IMAGES}-debian"
-DEBIAN = f"{DEBIAN_NAME}:{SUITE}"
 PEM = re.compile("-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
@@ -87,32 +88,35 @@ def has_image(client: DockerClient, tag: str) -> bool:
     return True
 
 
-def ensure_debian(client: DockerClient) -> str:
+def ensure_debian(client: DockerClient, suite: str = SUITE) -> str:
     """A minimal Debian: pulled where a registry answers, bootstrapped from Debian packages where none does."""
-    if has_image(client, DEBIAN):
-        return DEBIAN
-    with stage(f"Pulling {PULLED} for the sandbox"):
+    debian, pulled = f"{DEBIAN_NAME}:{suite}", PULLED.format(suite=suite)
+    if has_image(client, debian):
+        return debian
+    with stage(f"Pulling {pulled} for the sandbox"):
         try:
-            client.images.pull(PULLED).tag(DEBIAN)
+            client.images.pull(pulled).tag(debian)
         except APIError as error:
             print(f"    no registry answers ({error.explanation})")
         else:
-            return DEBIAN
+            return debian
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         raise RefusalError(
-            f"{PULLED} cannot be pulled, and bootstrapping Debian needs root on a Debian or Ubuntu machine. "
+            f"{pulled} cannot be pulled, and bootstrapping Debian needs root on a Debian or Ubuntu machine. "
             f"Pull or load that image, then run this command again."
         )
     if not shutil.which("debootstrap"):
         with stage("Installing debootstrap"):
             run(["apt-get", "install", "--yes", "debootstrap"])
-    with stage(f"Bootstrapping Debian {SUITE} from packages"), tempfile.TemporaryDirectory() as scratch:
+    with stage(f"Bootstrapping Debian {suite} from packages"), tempfile.TemporaryDirectory() as scratch:
         root = Path(scratch, "root")
-        run(["debootstrap", "--variant=minbase", "--include=ca-certificates", SUITE, str(root)])
+        # An older debootstrap knows no newer suite; all of them are made as sid is.
+        script = "/usr/share/debootstrap/scripts/sid"
+        run(["debootstrap", "--variant=minbase", "--include=ca-certificates", suite, str(root), "", script])
         archive = Path(scratch, "root.tar")
         run(["tar", "--create", f"--directory={root}", f"--file={archive}", "."])
-        client.api.import_image_from_file(str(archive), repository=DEBIAN_NAME, tag=SUITE)
-    return DEBIAN
+        client.api.import_image_from_file(str(archive), repository=DEBIAN_NAME, tag=suite)
+    return debian
 
 
 def run(command: list[str]) -> None:
@@ -159,4 +163,4 @@ def ensure_upstreams_image(client: DockerClient) -> str:
 def ensure_base_image(client: DockerClient) -> str:
     """The stand-in for the NGC base: Debian's own PyTorch."""
     title = "Building the base image with Debian's PyTorch"
-    return ensure_image(client, "base", title, ensure_debian(client), context_files(HERE / "base"))
+    return ensure_image(client, "base", title, ensure_debian(client, BASE_SUITE), context_files(HERE / "base"))

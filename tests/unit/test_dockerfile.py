@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import pytest
@@ -13,11 +15,13 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 ROLE = ROOT / "roles" / "comfyui_image"
-VARIABLES = yaml.safe_load((ROLE / "vars" / "main.yml").read_text())
+VERSIONS = yaml.safe_load((ROOT / "inventory/group_vars/all/comfyui_versions.yml").read_text())["comfyui_versions"]
+LOCKS = ROLE / "files" / "locks"
 BASE = f"registry.example.com/pytorch:1@sha256:{'0' * 64}"
+NODE = {"name": "some-node", "repo": "https://example.com/node.git", "commit": "2" * 40}
 
 
-def render(version: str) -> str:
+def render(version: str, **more: Any) -> str:
     environment = jinja2.Environment(
         autoescape=False,  # noqa: S701 - a Dockerfile is no HTML
         keep_trailing_newline=True,
@@ -25,19 +29,22 @@ def render(version: str) -> str:
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["hash"] = lambda text, name: hashlib.new(name, text.encode()).hexdigest()
-    return environment.from_string((ROOT / "templates" / "Dockerfile.j2").read_text()).render(
-        ansible_managed="Ansible managed",
-        comfyui_image_base=BASE,
-        comfyui_image_source_repo="https://example.com/ComfyUI.git",
-        comfyui_image_user_id=990,
-        comfyui_image_version=version,
-        __comfyui_image_commit="1" * 40,
-        __comfyui_image_lock="lock",
-        __comfyui_image_torchaudio_stubbed=VARIABLES["__comfyui_image_torchaudio_stubbed"],
-    )
+    variables = {
+        "ansible_managed": "Ansible managed",
+        "comfyui_image_base": BASE,
+        "comfyui_image_custom_nodes": [],
+        "comfyui_image_system_packages": ["libgl1"],
+        "comfyui_image_user_id": 990,
+        "comfyui_image_version": version,
+        "__comfyui_image_commit": "1" * 40,
+        "__comfyui_image_lock": "lock",
+        "__comfyui_image_needs": VERSIONS[version],
+        "__comfyui_image_source": "https://example.com/ComfyUI.git",
+    }
+    return environment.from_string((ROOT / "templates" / "Dockerfile.j2").read_text()).render(variables | more)
 
 
-@pytest.mark.parametrize("version", ["0.28.1", "0.3.68"])
+@pytest.mark.parametrize("version", VERSIONS)
 def test_every_version_is_confined_and_pinned(version: str) -> None:
     text = render(version)
     lines = text.splitlines()
@@ -50,14 +57,67 @@ def test_every_version_is_confined_and_pinned(version: str) -> None:
     assert "PIP_" not in text[text.index("ENV") :]
 
 
+def test_the_first_step_is_the_one_that_the_overhead_is_counted_from() -> None:
+    instructions = [line for line in render("0.28.1").splitlines() if line[:1].isupper()]
+    assert instructions[0].startswith("FROM ")
+    assert instructions[1].startswith("LABEL ")
+    module = (ROOT / "plugins/modules/comfyui_image_build.py").read_text()
+    (mark,) = re.findall(r'^FIRST_STEP = "(.*)"$', module, re.MULTILINE)
+    (first,) = [part for part in render("0.28.1").split("\n\n") if f'{mark}="sha256:' in part]
+    assert instructions[1] in first
+
+
+def test_another_version_repeats_no_step_before_its_requirements() -> None:
+    old, new = render("0.3.68"), render("0.28.1")
+    before, marker, _ = new.partition("COPY requirements.txt")
+    assert marker
+    assert old.startswith(before)
+    assert "torch_gate.py record" in before
+    assert old.index("COPY source/") > old.index("pip install")
+
+
 def test_only_a_version_that_needs_it_gets_the_stub() -> None:
-    assert "torchaudio_stub.py" in render("0.28.1")
+    assert [version for version in VERSIONS if "torchaudio_stub.py" in render(version)] == ["0.33.0", "0.28.1"]
     assert "torchaudio" not in render("0.3.68")
 
 
-def test_the_commits_and_the_locks_are_of_the_same_versions() -> None:
-    locks = {path.stem for path in (ROLE / "files" / "locks").glob("*.in")}
-    assert set(VARIABLES["__comfyui_image_commits"]) == locks
+def test_the_gate_runs_after_the_requirements_of_each_custom_node() -> None:
+    text = render("0.28.1", comfyui_image_custom_nodes=[NODE, {**NODE, "name": "another"}])
+    assert text.count("torch_gate.py verify") == 3
+    assert text.rindex("pip install") < text.rindex("torch_gate.py verify") < text.index("COPY source/")
+    assert "COPY custom_nodes/some-node/ /data/custom_nodes/some-node/" in text
+
+
+def test_a_base_with_all_libraries_is_asked_for_none() -> None:
+    assert "apt-get" not in render("0.28.1", comfyui_image_system_packages=[])
+
+
+def test_the_versions_and_the_locks_are_the_same() -> None:
+    assert (
+        set(VERSIONS)
+        == {path.stem for path in LOCKS.glob("*.in")}
+        == {path.stem for path in LOCKS.glob("*.txt")} - {"base"}
+    )
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_lock_leaves_to_the_base_what_is_the_bases(version: str) -> None:
+    names = re.findall(r"^([A-Za-z0-9._-]+)==", (LOCKS / f"{version}.txt").read_text(), re.MULTILINE)
+    assert len(names) == len(set(names)) > 50
+    assert not {"torch", "torchvision", "torchaudio", "triton", "numpy"} & set(names)
+    assert not [name for name in names if name.startswith("nvidia-")]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_an_entry_says_all_that_is_to_be_known(version: str) -> None:
+    entry = VERSIONS[version]
+    assert set(entry) == {"commit", "torch", "python", "torchaudio", "flags", "exclusive_flags"}
+    assert re.fullmatch(r"[0-9a-f]{40}", entry["commit"])
+    oldest, newest = ([int(part) for part in one.split(".")] for one in entry["python"])
+    assert oldest <= [3, 12] < [3, 13] <= newest  # NGC's, and the tests' own base's
+    flags = [*entry["flags"], *(flag for group in entry["exclusive_flags"] for flag in group)]
+    assert len(flags) == len(set(flags)) > 70
+    assert all(flag.startswith("--") for flag in flags)
 
 
 def test_the_stub_can_be_imported_and_says_why_it_cannot_be_used(

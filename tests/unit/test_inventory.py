@@ -14,12 +14,13 @@ ROOT = Path(__file__).parents[2]
 GROUP_VARS = ROOT / "inventory" / "group_vars" / "all"
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
 PREFLIGHTS = sorted((ROOT / "roles").glob("*/tasks/preflight.yml"))
-SITE_FILES = ("comfyui.yml", "model_catalogue.yml")
+SITE_FILES = ("comfyui.yml", "comfyui_versions.yml", "model_catalogue.yml")
 # What one role finds out or makes, for the inputs of another.
 OUTPUTS = {
     "preflight_found_device",
     "preflight_found_gpus",
     "preflight_found_gpu_request",
+    "preflight_found_capabilities",
     "comfyui_image_reference",
 }
 
@@ -81,7 +82,7 @@ def test_the_preflight_of_a_role_reads_no_host(path: Path) -> None:
     assert all(set(task) - words <= control_node for task in yaml.safe_load(path.read_text()))
 
 
-@pytest.mark.parametrize("name", [name for name in sorted(SITE) if name != "comfyui_model_catalogue"])
+@pytest.mark.parametrize("name", sorted(load(GROUP_VARS / "comfyui.yml")))
 def test_every_site_variable_stands_under_a_comment(name: str) -> None:
     blocks = (GROUP_VARS / "comfyui.yml").read_text().split("\n\n")
     (block,) = [block for block in blocks if re.search(rf"^{name}:", block, re.MULTILINE)]

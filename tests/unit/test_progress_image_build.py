@@ -122,7 +122,15 @@ def test_no_output_breaks_the_parser(lines: list[str]) -> None:
 
 
 def parameters(path: Path | str, **more: Any) -> dict[str, Any]:
-    return {"name": "dgx-comfyui", "tag": "1-0", "path": str(path), "build_args": {}, "secrets": [], **more}
+    return {
+        "name": "dgx-comfyui",
+        "tag": "1-0",
+        "path": str(path),
+        "record": str(Path(path).parent / "record.json"),
+        "build_args": {},
+        "secrets": [],
+        **more,
+    }
 
 
 def test_no_value_of_a_secret_or_an_argument_is_in_the_command() -> None:
@@ -141,11 +149,22 @@ def test_no_value_of_a_secret_or_an_argument_is_in_the_command() -> None:
 
 # The module as a whole, with a program called docker that answers as it is told.
 
-DOCKER = """#!/bin/sh
+INSPECTED = [{"Id": "sha256:11", "Architecture": "arm64", "Size": 3_000_000, "Config": {"Labels": {"a": "b"}}}]
+HISTORY = f"""0 CMD ["python"]
+700 RUN pip install
+20 LABEL {image.FIRST_STEP}=sha256:00
+5000 RUN of the base
+"""
+DOCKER = f"""#!/bin/sh
 cd "$(dirname "$0")" || exit 99
 echo "$@" >> calls
 case "$*" in
-  "image inspect"*) test -e built && echo sha256:11 ;;
+  "image inspect --format"*) test -e built && echo sha256:11 ;;
+  "image inspect"*) echo '{json.dumps(INSPECTED)}' ;;
+  "image history"*) echo '{HISTORY.strip()}' ;;
+  "container create"*) echo 77 ;;
+  "container cp 77:/opt/comfyui/contents.json"*) echo '[{{"name": "einops"}}]' > "$4" ;;
+  "container cp 77:/opt/comfyui/requirements.txt"*) echo "einops==1" > "$4" ;;
   "buildx build"*) cat said; test -e fails && exit 1; test -e elsewhere || touch built ;;
 esac
 """
@@ -155,6 +174,7 @@ esac
 def docker(tmp_path: Path) -> Path:
     folder = tmp_path / "bin"
     folder.mkdir()
+    (tmp_path / "record.json").write_text("{}")
     (folder / "docker").write_text(DOCKER)
     (folder / "docker").chmod(0o755)
     (folder / "said").write_text(BEGIN + FAILING + f"#8 0.1 from {SECRET}\n#8 ERROR: exit code: 3\n")
@@ -209,6 +229,32 @@ def test_an_image_that_is_there_is_not_built(docker: Path) -> None:
     assert "buildx" not in (docker / "calls").read_text()
 
 
+def test_an_image_gets_a_record_and_its_lock(docker: Path) -> None:
+    path = docker.parent / "images" / "1-0.json"
+    answer = call(docker, record=str(path))
+    assert (answer["size_b"], answer["overhead_b"]) == (3_000_000, 720)
+    record = json.loads(path.read_text())
+    assert record["contents"] == [{"name": "einops"}]
+    assert (record["reference"], record["architecture"], record["labels"]) == ("dgx-comfyui:1-0", "arm64", {"a": "b"})
+    assert path.with_suffix(".txt").read_text() == "einops==1\n"
+    assert sorted(one.name for one in path.parent.iterdir()) == ["1-0.json", "1-0.txt"]
+    assert (docker / "calls").read_text().splitlines()[-1] == "container rm 77"
+
+
+def test_an_image_that_lost_its_record_gets_it_again(docker: Path) -> None:
+    (docker / "built").touch()
+    path = docker.parent / "images" / "1-0.json"
+    assert call(docker, record=str(path), check=True)["changed"] is True
+    assert not path.exists()
+    assert call(docker, record=str(path))["changed"] is True
+    assert path.exists()
+    assert call(docker, record=str(path))["changed"] is False
+
+
+def test_without_the_first_step_all_counts() -> None:
+    assert image.overhead_b("700 RUN pip install\n5000 RUN of the base\n") == 5700
+
+
 def test_a_dry_run_predicts_and_builds_nothing(docker: Path) -> None:
     assert call(docker, check=True)["changed"] is True
     assert "buildx" not in (docker / "calls").read_text()
@@ -239,6 +285,16 @@ def test_no_secret_is_in_what_is_reported(docker: Path, monkeypatch: pytest.Monk
     assert secret not in "".join(reported)
     (docker / "fails").touch()
     assert secret not in json.dumps(call(docker, secrets=[{"id": "index", "value": secret}]))
+
+
+def test_a_build_that_somebody_stopped_is_told_from_one_that_failed(docker: Path) -> None:
+    (docker / "fails").touch()
+    (docker / "said").write_text(BEGIN + FAILING)
+    answer = call(docker)
+    assert answer["interrupted"] is True
+    assert answer["msg"].startswith("Building dgx-comfyui:1-0 ended in the middle, after ")
+    (docker / "said").write_text(BEGIN + FAILING + "ERROR: failed to solve: no such host\n")
+    assert "interrupted" not in call(docker)
 
 
 def test_a_builder_that_keeps_its_image_is_named(docker: Path) -> None:

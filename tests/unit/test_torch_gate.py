@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,10 @@ def fake_torch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path
     """A package named torch with metadata, so that the gate runs here without PyTorch."""
     package = tmp_path / "site" / "torch"
     package.mkdir(parents=True)
-    (package / "__init__.py").write_text("class version:\n    cuda = '13.0'\n")
+    (package / "__init__.py").write_text(
+        "class version:\n    cuda = '13.0'\n"
+        "class _C:\n    @staticmethod\n    def _cuda_getArchFlags():\n        return 'sm_80 sm_90 sm_120'\n"
+    )
     (package / "lib.so").write_bytes(b"compiled by NVIDIA")
     metadata = tmp_path / "site" / "torch-2.9.0.dist-info"
     metadata.mkdir()
@@ -44,6 +48,7 @@ def test_an_untouched_torch_passes(gate: ModuleType, torch: Path, tmp_path: Path
     record = tmp_path / "torch.json"
     assert gate.main(["record", str(record)]) == 0
     assert json.loads(record.read_text())["packages"]["torch"]["version"] == "2.9.0"
+    assert json.loads(record.read_text())["packages"]["architectures"] == ["sm_80", "sm_90", "sm_120"]
     assert gate.main(["verify", str(record)]) == 0
     assert torch.exists()
 
@@ -87,3 +92,99 @@ def test_compiled_python_does_not_count(gate: ModuleType, torch: Path) -> None:
     (torch / "__pycache__").mkdir(exist_ok=True)
     (torch / "__pycache__" / "x.pyc").write_bytes(b"1")
     assert gate.tree_digest(torch) == before
+
+
+def test_another_list_of_architectures_fails(
+    gate: ModuleType, torch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "torch.json"
+    gate.main(["record", str(record)])
+    assert torch.exists()
+    state = json.loads(record.read_text())
+    state["packages"]["architectures"].append("sm_121")
+    record.write_text(json.dumps(state))
+    assert gate.main(["verify", str(record)]) == 1
+    assert 'architectures: the base has ["sm_80", "sm_90", "sm_120", "sm_121"]' in capsys.readouterr().err
+
+
+def test_who_brought_another_torch_is_named(
+    gate: ModuleType, torch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "torch.json"
+    gate.main(["record", str(record)])
+    venv = tmp_path / "venv"
+    shutil.copytree(torch, venv / "torch")
+    for name, version, asks in (("torch", "2.11.0", ""), ("xformers", "0.0.33", "Requires-Dist: Torch (==2.11.0)\n")):
+        (venv / f"{name}-{version}.dist-info").mkdir()
+        text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{asks}"
+        (venv / f"{name}-{version}.dist-info" / "METADATA").write_text(text)
+    monkeypatch.syspath_prepend(str(venv))
+    monkeypatch.setattr(sys, "prefix", str(venv))
+    capsys.readouterr()
+    sys.modules.pop("torch")
+    assert gate.main(["verify", str(record)]) == 1
+    assert "asked for by xformers 0.0.33 (Torch (==2.11.0))" in capsys.readouterr().err
+
+
+def test_a_base_without_torch_is_named(gate: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gate.main(["record", str(tmp_path / "torch.json")]) == 1
+    assert capsys.readouterr().err == "torch gate: the base image has no torch, expected a PyTorch image\n"
+
+
+def test_constraints_come_from_the_metadata(gate: ModuleType, torch: Path, tmp_path: Path) -> None:
+    (torch.parent / "torch-2.9.0.dist-info" / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: Torch\nVersion: 2.14.0a0+b2c75dd062.nv26.9.63802676\n"
+    )
+    gate.main(["record", str(tmp_path / "torch.json")])
+    lines = (tmp_path / "constraints.txt").read_text().splitlines()
+    assert "torch==2.14.0a0+b2c75dd062.nv26.9.63802676" in lines
+    assert all(line.split("==")[0] in ("torch", "numpy") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("torch_minimum", "pythons", "words"),
+    [
+        ("2.9", ("3.10", "3.99"), ""),
+        ("2.10", ("3.10", "3.99"), "the base has torch 2.9.0a0+50eac811a6.nv25.09, expected 2.10 or newer"),
+        ("2.9", ("3.90", "3.99"), "expected 3.90 to 3.99, as the lock is made for"),
+        ("2.9", ("3.7", "3.9"), "expected 3.7 to 3.9, as the lock is made for"),
+    ],
+)
+def test_a_base_that_does_not_suit_is_refused(
+    gate: ModuleType, torch_minimum: str, pythons: tuple[str, str], words: str
+) -> None:
+    recorded = {"packages": {"torch": {"version": "2.9.0a0+50eac811a6.nv25.09"}}}
+    assert [words in problem for problem in gate.unsuitable(recorded, torch_minimum, pythons)] == [True] * bool(words)
+
+
+@pytest.mark.parametrize(
+    ("architectures", "capability", "covered"),
+    [
+        ("sm_80 sm_90 sm_120", "12.1", True),  # the GB10: binary code of its major version
+        ("sm_80 sm_86 sm_90", "12.1", False),  # NGC 24.11 on a GB10
+        ("sm_80 sm_86 sm_90 compute_90", "12.1", True),
+        ("sm_121", "12.0", False),
+        ("sm_90a", "9.0", True),
+        ("sm_90a", "9.1", False),
+        ("compute_90a", "12.1", False),
+        ("sm_100f", "10.3", True),
+        ("sm_100", "12.1", False),
+        ("sm_80", "8.6", True),
+        ("", "9.0", False),
+    ],
+)
+def test_what_code_runs_on_which_gpu(
+    gate: ModuleType, tmp_path: Path, architectures: str, capability: str, covered: bool
+) -> None:
+    record = tmp_path / "torch.json"
+    record.write_text(json.dumps({"packages": {"architectures": architectures.split()}}))
+    assert gate.main(["covers", str(record), capability]) == (0 if covered else 1)
+
+
+def test_a_gpu_without_code_is_named(gate: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    record = tmp_path / "torch.json"
+    record.write_text(json.dumps({"packages": {"architectures": ["sm_80", "sm_86", "sm_90"]}}))
+    assert gate.main(["covers", str(record), "9.0", "12.1"]) == 1
+    assert capsys.readouterr().err == (
+        "torch gate: this torch has code for sm_80, sm_86, sm_90, expected the compute capability 12.1 too\n"
+    )
