@@ -126,11 +126,11 @@ STEP = (
 
 
 def first_fit(table: tuple[tuple[str, str], ...], text: str, words: Mapping[str, Any]) -> str:
-    """The sentence of the first pattern that is in the text; empty where none is."""
+    """The sentence of the first pattern that is in the text, with all that it finds there; empty where none is."""
     for pattern, sentence in table:
-        if match := re.search(pattern, text, re.MULTILINE | re.IGNORECASE):
-            own = {key: " ".join(value.split()) for key, value in match.groupdict().items() if value}
-            return sentence.format(**{**words, **own})
+        if found := list(re.finditer(pattern, text, re.MULTILINE | re.IGNORECASE)):
+            own = dict.fromkeys(" ".join(match.groupdict().get("words", "").split()) for match in found)
+            return sentence.format(**{**words, **({"words": "; ".join(own)} if any(own) else {})})
     return ""
 
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+VERSIONS = yaml.safe_load((Path(__file__).parents[2] / "inventory/group_vars/all/comfyui_versions.yml").read_text())
 GATE = ["/opt/comfyui/torch_gate.py", "verify", "/opt/comfyui/torch.json"]
 
 
@@ -39,6 +43,14 @@ with tempfile.NamedTemporaryFile("w", suffix=".json") as forged:
 """
 
 
+def test_the_running_torch_has_code_for_every_gpu_of_this_host(host: Any, site: dict[str, Any]) -> None:
+    if site["comfyui_device"] != "cuda":
+        pytest.skip("no GPU: ComfyUI computes on the CPU here")
+    found = host.check_output("nvidia-smi --query-gpu=compute_cap --format=csv,noheader").split()
+    done = host.run("docker exec comfyui python %s covers %s " + " ".join(found), GATE[0], GATE[2])
+    assert done.rc == 0, done.stderr
+
+
 def test_the_gate_notices_another_torch(host: Any) -> None:
     done = host.run("docker exec comfyui python -c %s %s %s", FORGED, GATE[0], GATE[2])
     assert done.rc == 1
@@ -46,7 +58,7 @@ def test_the_gate_notices_another_torch(host: Any) -> None:
 
 
 def test_what_comfyui_imports_at_its_start_is_there(host: Any, site: dict[str, Any]) -> None:
-    if site["comfyui_version"] == "0.3.68":
+    if not VERSIONS["comfyui_versions"].get(site["comfyui_version"], {"torchaudio": True})["torchaudio"]:
         pytest.skip("this version starts without torchaudio")
     done = host.run("docker exec comfyui python -c %s", "import torchaudio; print(torchaudio.__version__)")
     assert done.rc == 0, done.stderr
@@ -56,9 +68,34 @@ def test_the_image_says_what_it_was_made_from(image: dict[str, Any], site: dict[
     labels = image["Config"]["Labels"]
     assert labels["org.opencontainers.image.version"] == site["comfyui_version"]
     assert labels["org.opencontainers.image.base.name"] == site["comfyui_base_image"]
-    assert labels["org.opencontainers.image.source"] == site["comfyui_source_repo"]
+    assert labels["org.opencontainers.image.base.digest"] == site["comfyui_base_image"].partition("@")[2]
+    assert labels["org.opencontainers.image.source"] == re.sub("//[^/@]*@", "//", site["comfyui_source_repo"])
     assert len(labels["org.opencontainers.image.revision"]) == 40
     assert len(labels["dgx-comfyui.requirements.sha256"]) == 64
+
+
+def test_the_flags_of_this_version_are_those_of_the_table(host: Any, site: dict[str, Any]) -> None:
+    version = site["comfyui_version"]
+    if version not in VERSIONS["comfyui_versions"]:
+        pytest.skip("a version that is not in the table")
+    entry = VERSIONS["comfyui_versions"][version]
+    usage = host.check_output("docker exec comfyui python main.py --help").partition("usage:")[2].partition("\n\n")[0]
+    known = {*entry["flags"], *(flag for group in entry["exclusive_flags"] for flag in group)}
+    assert set(re.findall(r"--[A-Za-z0-9_-]+", usage)) == known
+
+
+def test_what_is_in_the_image_is_written_down(host: Any, image: dict[str, Any]) -> None:
+    (tag,) = [tag.partition(":")[2] for tag in image["RepoTags"]]
+    record = json.loads(host.check_output("cat /etc/comfyui/images/%s.json", tag))
+    assert record["image_id"] == image["Id"]
+    assert 0 < record["overhead_b"] < record["size_b"]
+    torch = next(entry for entry in record["contents"] if entry["name"] == "torch")
+    running = host.check_output(
+        "docker exec comfyui python -c %s", "import importlib.metadata as m; print(m.version('torch'))"
+    )
+    assert (torch["version"], torch["of_base"]) == (running.strip(), True)
+    assert sum(bool(entry["licence"]) for entry in record["contents"]) > len(record["contents"]) * 0.9
+    assert "--hash=sha256:" in host.check_output("cat /etc/comfyui/images/%s.txt", tag)
 
 
 def test_the_image_runs_as_nobody_special(image: dict[str, Any], site: dict[str, Any]) -> None:

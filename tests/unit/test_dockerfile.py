@@ -128,8 +128,12 @@ def test_the_stub_can_be_imported_and_says_why_it_cannot_be_used(
     stub = importlib.import_module("torchaudio")
     try:
         with pytest.raises(AttributeError, match="no torchaudio that fits its torch"):
-            _ = stub.functional
+            _ = stub.transforms
+        functional = importlib.import_module("torchaudio.functional")
+        with pytest.raises(AttributeError, match=r"torchaudio\.functional\.resample is not available"):
+            _ = functional.resample
         with pytest.raises(ImportError):
             importlib.import_module("torchaudio.transforms")
     finally:
         sys.modules.pop("torchaudio")
+        sys.modules.pop("torchaudio.functional")

@@ -6,6 +6,9 @@ Importing this succeeds; using it fails, and says why.
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 __version__ = "0.0.0+absent"
 
 
@@ -14,3 +17,8 @@ def __getattr__(name: str) -> object:
         f"torchaudio.{name} is not available: this image's base has no torchaudio that fits its torch, "
         "so audio nodes cannot run here. Image nodes do not need it."
     )
+
+
+# ComfyUI 0.33.0 imports this one by name when it starts (comfy/text_encoders/gemma4.py).
+functional = sys.modules["torchaudio.functional"] = ModuleType("torchaudio.functional", __doc__)
+functional.__getattr__ = lambda name: __getattr__(f"functional.{name}")  # type: ignore[method-assign]
