@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from pip._internal.models.index import PyPI
 
 from image_sandbox import Sandbox
 
@@ -125,12 +126,22 @@ def test_a_custom_node_that_fits_is_built_in(sandbox: Sandbox) -> None:
     # A site's own CA is trusted beside the others: with it alone the package index could not be asked.
     sandbox.shell("openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=own -keyout /dev/null -out /run/own.pem 2>&1")
     nodes = [{"name": "modest", **node}]
-    outcome = sandbox.play(comfyui_custom_nodes=nodes, comfyui_extra_ca_bundle="/run/own.pem")
+    index = PyPI.simple_url.replace("://", "://someone:hunter22@")  # it takes any login
+    outcome = sandbox.play(
+        comfyui_custom_nodes=nodes, comfyui_extra_ca_bundle="/run/own.pem", comfyui_package_index=index
+    )
     assert outcome.status == 0, outcome.output
     tag = sandbox.made()
     record = json.loads(sandbox.shell(f"cat /etc/comfyui/images/{tag}.json"))
     assert "humanize" in [entry["name"] for entry in record["contents"]]
-    sandbox.shell(f"docker run --rm --network none dgx-comfyui:{tag} ls /data/custom_nodes/modest/__init__.py")
+    made = f"dgx-comfyui:{tag}"
+    traces = "grep -rl -e hunter22 -e 'BEGIN CERT' /root /data /opt/comfyui/*.* || ls /data/custom_nodes/modest"
+    assert sandbox.shell(f'docker run --rm --network none --user 0 {made} sh -c "{traces}"').split() == [
+        "__init__.py",
+        "requirements.txt",
+    ]
+    assert "hunter22" not in outcome.output
+    assert "hunter22" not in sandbox.shell(f"docker image inspect {made}; docker image history --no-trunc {made}")
 
 
 def test_a_base_without_torch_is_refused(sandbox: Sandbox) -> None:
