@@ -126,6 +126,11 @@ def base_problem(base: str, capabilities: Sequence[str], first_bases: Mapping[st
     return ""
 
 
+def first_base(capabilities: Sequence[str], first_bases: Mapping[str, str]) -> str:
+    """The first NGC tag with code for all of these GPUs; empty where none of them needs a new one."""
+    return max((first_bases[str(one)] for one in capabilities if str(one) in first_bases), key=numbers, default="")
+
+
 def node_problems(nodes: Sequence[Any]) -> list[str]:
     """What is wrong with the list of custom nodes."""
     problems = []
@@ -160,6 +165,7 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "comfyui_first_base": first_base,
             "comfyui_flag_problems": flag_problems,
             "comfyui_image_leftovers": leftovers,
             "comfyui_image_problems": input_problems,

@@ -26,9 +26,9 @@ GIT = (
         "such a mirror.",
     ),
     (
-        "No space left on device",
-        "The disk of {build_dir} is full, expected room for {what}. Make room there (df -h {build_dir}; docker "
-        "system df).",
+        "No space left on device|unable to write|unable to create",
+        "{build_dir} could not be written, expected room for {what}: its disk is full or read-only. Make room there; "
+        "this shows it: df -h {build_dir}",
     ),
     (
         "",
@@ -90,7 +90,7 @@ STEP = (
         "{mend}",
     ),
     (
-        r"^(?P<words>(?:ERROR: )?Cannot install .*(?:\n.*)*?)\n(?:\s*\n)*(?:Additional|To fix this)",
+        r"^The conflict is caused by:\n(?P<words>(?:[ \t]+\S.*\n?)+)",
         "A requirement asks for another version than the base image or the lock has: {words}. Expected what is "
         "there, the (constraint). {mend}",
     ),

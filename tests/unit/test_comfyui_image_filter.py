@@ -127,6 +127,13 @@ def test_a_base_that_may_serve_is_not_refused(base: str, capabilities: list[str]
     assert filters.base_problem(base, capabilities, {"12.1": "25.09"}) == ""
 
 
+def test_the_first_base_is_the_newest_that_a_gpu_needs() -> None:
+    bases = {"10.3": "26.02", "12.1": "25.09"}
+    assert filters.first_base(["9.0", "12.1"], bases) == "25.09"
+    assert filters.first_base(["10.3", "12.1"], bases) == "26.02"
+    assert filters.first_base(["9.0"], bases) == ""
+
+
 def test_only_images_that_nothing_names_are_left_over() -> None:
     used = '{"image": "dgx-comfyui:0.28.1-aaa"}\ndgx-comfyui:0.3.68-ccc\n'
     assert filters.leftovers("0.28.1-aaa\n0.28.1-bbb\n0.3.68-ccc\n0.28.1-ddd\n<none>\n", "0.28.1-ddd", used) == [
@@ -143,7 +150,6 @@ def test_a_login_is_not_shown() -> None:
 PIP_CONFLICT = """Building dgx-comfyui:1-0 failed at step 9/14 RUN echo 'Installing what the custom node greedy \
 asks for' && if [ -f x ]; then pip install; fi, after 8.2 s. Its last lines:
 Collecting torch>=2.99
-ERROR: Cannot install torch>=2.99 because these package versions have conflicting dependencies.
 
 The conflict is caused by:
     xformers 0.0.33 depends on torch==2.99
@@ -151,6 +157,9 @@ The conflict is caused by:
 
 Additional packages in the resolver set:
     numpy 2.2.4
+
+ERROR: Cannot install torch>=2.99 because these package versions have conflicting dependencies.
+ERROR: ResolutionImpossible: for help
 """
 
 
@@ -171,7 +180,10 @@ Additional packages in the resolver set:
         ),
         (
             {"msg": PIP_CONFLICT},
-            ["xformers 0.0.33 depends on torch==2.99", "The custom node greedy brought it"],
+            [
+                ": xformers 0.0.33 depends on torch==2.99 The user requested (constraint) torch==2.6.0. Expected",
+                "The custom node greedy brought it",
+            ],
         ),
         (
             {"msg": "x\nrequirements: ComfyUI asks for av>=17, the lock has 16.1.0"},
@@ -229,7 +241,7 @@ def test_a_failed_build_says_what_to_type(result: dict[str, Any], words: list[st
         ("fatal: remote error: upload-pack: not our ref 111", ["does not serve the commit 1", "ls-remote", " v0.28.1"]),
         ("fatal: repository 'https://example.com/' not found", ["There is no git repository at", "or a mirror of it"]),
         ("fatal: Authentication failed for 'x'", ["wants a login", "Set comfyui_source_repo"]),
-        ("fatal: write error: No space left on device", ["The disk of /var/lib/comfyui/image is full"]),
+        ("fatal: write error: No space left on device", ["/var/lib/comfyui/image could not be written"]),
         ("fatal: unable to access 'https://me:secret@example.com/': Could not resolve host", ["could not be fetched"]),
     ],
 )

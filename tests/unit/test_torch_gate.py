@@ -131,6 +131,21 @@ def test_a_base_without_torch_is_named(gate: ModuleType, tmp_path: Path, capsys:
     assert capsys.readouterr().err == "torch gate: the base image has no torch, expected a PyTorch image\n"
 
 
+def test_a_torch_that_breaks_is_named_by_its_files(
+    gate: ModuleType, torch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = tmp_path / "torch.json"
+    gate.main(["record", str(record)])
+    (torch / "__init__.py").write_text("raise OSError('libtorch.so: cannot open shared object file')\n")
+    sys.modules.pop("torch")
+    assert gate.main(["verify", str(record)]) == 1
+    said = capsys.readouterr().err
+    assert "torch gate: torch: the base has" in said
+    assert 'import: the base has null, found "OSError: libtorch.so: cannot open shared object file"' in said
+    assert gate.main(["record", str(record)]) == 1
+    assert "the base image has no torch that can be imported: OSError" in capsys.readouterr().err
+
+
 def test_constraints_come_from_the_metadata(gate: ModuleType, torch: Path, tmp_path: Path) -> None:
     (torch.parent / "torch-2.9.0.dist-info" / "METADATA").write_text(
         "Metadata-Version: 2.1\nName: Torch\nVersion: 2.14.0a0+b2c75dd062.nv26.9.63802676\n"
@@ -145,6 +160,7 @@ def test_constraints_come_from_the_metadata(gate: ModuleType, torch: Path, tmp_p
     ("torch_minimum", "pythons", "words"),
     [
         ("2.9", ("3.10", "3.99"), ""),
+        ("2.9.0", ("3.10", "3.99"), ""),
         ("2.10", ("3.10", "3.99"), "the base has torch 2.9.0a0+50eac811a6.nv25.09, expected 2.10 or newer"),
         ("2.9", ("3.90", "3.99"), "expected 3.90 to 3.99, as the lock is made for"),
         ("2.9", ("3.7", "3.9"), "expected 3.7 to 3.9, as the lock is made for"),

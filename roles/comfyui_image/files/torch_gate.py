@@ -75,10 +75,12 @@ def pip_findings() -> list[str]:
 
 
 def current_state() -> dict[str, Any]:
-    """Everything that must not move."""
-    import torch  # noqa: PLC0415 - takes seconds, and only this state needs it
-
+    """Everything that must not move. A torch that cannot be imported is a state too: its files tell what is wrong."""
     state: dict[str, Any] = {name: package_state(name) for name in GUARDED}
+    try:
+        import torch  # noqa: PLC0415 - takes seconds, and only this state needs it
+    except Exception as error:
+        return {**state, "import": f"{type(error).__name__}: {error}"}
     state["cuda"] = torch.version.cuda
     state["torch.__file__"] = torch.__file__
     # torch.cuda.get_arch_list() is empty where no GPU is seen, as in a build; this one is what was compiled in.
@@ -155,6 +157,8 @@ def record(path: Path) -> list[str]:
     if importlib.util.find_spec("torch") is None:
         return ["the base image has no torch, expected a PyTorch image"]
     state = {"packages": current_state(), "pip_check": pip_findings()}
+    if "import" in state["packages"]:
+        return [f"the base image has no torch that can be imported: {state['packages']['import']}"]
     path.write_text(json.dumps(state, indent=2) + "\n")
     path.with_name("constraints.txt").write_text("".join(f"{line}\n" for line in constraints()))
     return []
