@@ -90,6 +90,12 @@ def test_a_dry_run_predicts_the_image_that_a_real_one_makes(sandbox: Sandbox, ol
     assert sandbox.shell("stat --format %a /var/lib/comfyui/image").strip() == "700"
 
 
+def test_a_version_that_is_not_listed_is_warned_about(sandbox: Sandbox) -> None:
+    outcome = sandbox.play("--check", comfyui_versions={})  # the sandbox gives the commit
+    assert outcome.status == 0, outcome.output
+    assert "ComfyUI 0.28.1 IS NOT KNOWN HERE" in " ".join(outcome.output.split())
+
+
 def test_an_image_that_no_release_names_goes_with_its_record(sandbox: Sandbox) -> None:
     assert sandbox.made()
     outcome = sandbox.play()
