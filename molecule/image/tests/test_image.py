@@ -254,5 +254,6 @@ def test_a_torch_without_code_for_the_hosts_gpu_is_refused(sandbox: Sandbox) -> 
         in outcome.message
     )
     assert (
-        "Set comfyui_base_image to a base for it, as the default is (of NGC's, 25.09 is the first)" in outcome.message
+        "Set comfyui_base_image to a base for it, as the default is (the first such tag of NGC is 25.09)"
+        in outcome.message
     )
