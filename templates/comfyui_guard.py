@@ -1,85 +1,104 @@
 #!/usr/bin/python3
-"""Starts and stops ComfyUI's container as the current release says; comfyui.service calls it.
+"""Keeps ComfyUI's container as the current release says, and never leaves a host with a release that does not work.
 
-A release is a JSON file below /etc/comfyui/releases; /etc/comfyui/current points at the one to run. The container
-is made once per release and adopted afterwards, so that a restart of the engine or of this unit leaves it alone.
-Standard library only: it runs on the host's own Python.
+comfyui.service calls start and stop, comfyui-guard.timer calls check, provisioning calls activate, and whoever wants to
+know calls report. Words for people go to the error output, and so to the journal; results are JSON. Standard library
+and the modules beside it only: it runs on the host's own Python.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import fcntl
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
+import tarfile
+import time
+from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-CURRENT = Path("/etc/comfyui/current")
+import cdi_host
+from cdi_spec import REQUIRED_NODES
+from comfyui_api import Client, ComfyuiError
+from comfyui_releases import ReleaseError, Releases
+
 CONTAINER = "comfyui"
-RELEASE_LABEL = "dgx-comfyui.release"
 CONTAINER_PORT = 8188
+UNIT = "comfyui.service"
+RELEASE_LABEL = "dgx-comfyui.release"
+GPU_LABEL = "dgx-comfyui.gpu"
+
+RENDER_CHECK = Path(__file__).with_name("render_check.json")
+RUN_FOLDER = Path("/run/comfyui")
+
+API_TIMEOUT_S = 10
+COMMAND_TIMEOUT_S = 120
+POLL_S = 0.5
+LOCK_WAIT_S = 600
+BACKUPS_KEPT = 3
+# Less than this, and an image or a database page may not fit any more.
+ROOM_LEAST_B = 256 * 1024**2
+# A busy server may miss one answer; three in a row, a minute apart, it does not.
+SILENT_LIMIT = 3
+# A repair that did not help twice will not help a third time.
+REPAIR_LIMIT = 3
+# Looks in a row at which jobs wait and none runs.
+STUCK_LIMIT = 2
+# Docker has by then tried again with growing pauses: it does not come up.
+CRASH_LIMIT = 2
+LONG_PROMPT_S = 3600
+LOG_LINES = 30
+
+# Fails where the container lost its devices or holds a driver's old library. Asks for no GPU memory.
+CUDA_ANSWERS = """
+import ctypes
+cuda = ctypes.CDLL("libcuda.so.1")
+found = ctypes.c_int()
+for name, status in (("cuInit", cuda.cuInit(0)), ("cuDeviceGetCount", cuda.cuDeviceGetCount(ctypes.byref(found)))):
+    if status:
+        raise SystemExit(f"{name} answered {status}")
+if not found.value:
+    raise SystemExit("CUDA finds no GPU")
+"""
+# What proves a release: computing, with the torch that ComfyUI uses.
+CUDA_COMPUTES = """
+import torch
+x = torch.ones(1024, 1024, device="cuda")
+assert (x @ x).sum().item() == 1024.0**3, "a matrix product came out wrong"
+"""
 
 
 class GuardError(Exception):
     """What is wrong on this host, in one sentence that names the command to type."""
 
 
-def load_release(path: Path = CURRENT) -> dict[str, Any]:
-    """The current release; its id is the name of its file."""
+class BusyError(GuardError):
+    """Another run holds the lock of this host."""
+
+
+def say(text: str) -> None:
+    """A line for the journal, or for whoever waits."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()
+
+
+def command(*arguments: str, timeout_s: float = COMMAND_TIMEOUT_S) -> subprocess.CompletedProcess[str]:
+    """Run a program; the caller looks at the status."""
     try:
-        target = path.resolve(strict=True)
-        release: dict[str, Any] = json.loads(target.read_text())
-    except FileNotFoundError as error:
-        raise GuardError(f"{path} points at no release. Run ansible-playbook site.yml for this host.") from error
-    except ValueError as error:
-        raise GuardError(
-            f"{target} is not valid JSON ({error}). Run ansible-playbook site.yml for this host."
-        ) from error
-    return {**release, "id": target.stem}
-
-
-def run_arguments(release: dict[str, Any]) -> list[str]:
-    """The arguments of `docker run` for a release: loopback, no capabilities, read-only but for what ComfyUI writes."""
-    data_dir = release["data_dir"]
-    user = release["user_id"]
-    mounts = [f"type=bind,src={data_dir}/models,dst=/data/models,readonly"]
-    mounts += [f"type=bind,src={data_dir}/{name},dst=/data/{name}" for name in ("cache", "input", "output", "user")]
-    return [
-        "--detach",
-        "--init",
-        "--name",
-        CONTAINER,
-        "--label",
-        f"{RELEASE_LABEL}={release['id']}",
-        "--log-driver",
-        "journald",
-        "--restart",
-        f"on-failure:{release['restart_limit']}",
-        "--user",
-        f"{user}:{user}",
-        "--read-only",
-        "--cap-drop",
-        "ALL",
-        "--security-opt",
-        "no-new-privileges",
-        "--tmpfs",
-        f"/tmp:rw,nosuid,nodev,size={release['tmp_size']}",  # noqa: S108 - in the container
-        "--shm-size",
-        release["shm_size"],
-        *[word for mount in mounts for word in ("--mount", mount)],
-        "--publish",
-        f"{release['bind_address']}:{release['port']}:{CONTAINER_PORT}",
-        *release["gpus"],
-        release["image"],
-        "python",
-        "main.py",
-        *release["flags"],
-    ]
-
-
-def docker(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the Docker CLI; the caller looks at the status."""
-    return subprocess.run(["docker", *arguments], capture_output=True, text=True, check=False)
+        return subprocess.run(
+            arguments, capture_output=True, text=True, errors="replace", check=False, timeout=timeout_s
+        )
+    except subprocess.TimeoutExpired:
+        return subprocess.CompletedProcess(arguments, 124, "", f"no answer within {timeout_s:g} s")
+    except OSError as error:
+        return subprocess.CompletedProcess(arguments, 127, "", str(error))
 
 
 def require(done: subprocess.CompletedProcess[str], what: str) -> str:
@@ -89,48 +108,538 @@ def require(done: subprocess.CompletedProcess[str], what: str) -> str:
     return done.stdout.strip()
 
 
-def existing_release() -> str | None:
-    """The release that the container on this host was made for; empty for a foreign one, None where there is none."""
-    template = f'{{{{index .Config.Labels "{RELEASE_LABEL}"}}}}'
-    done = docker("container", "inspect", "--format", template, CONTAINER)
-    return done.stdout.strip() if done.returncode == 0 else None
+@contextlib.contextmanager
+def alone(wait_s: float) -> Iterator[None]:
+    """Hold the one lock of this host; BusyError where another holds it for longer than `wait_s`.
+
+    The kernel lets go of it with the process, so an interrupted run leaves nothing behind.
+    """
+    RUN_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+    deadline = time.monotonic() + wait_s
+    with (RUN_FOLDER / "lock").open("w") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    raise BusyError(
+                        f"Another run has been changing ComfyUI on this host for {wait_s:g} s, expected that it ends. "
+                        "See what it does (ps -ef | grep comfyui_guard), then run this again."
+                    ) from error
+                if wait_s:
+                    say("waiting for another run that changes ComfyUI on this host")
+                time.sleep(min(5.0, max(0.0, deadline - time.monotonic())))
+        yield
 
 
-def start() -> None:
-    """Make sure that the current release's container runs."""
-    release = load_release()
-    found = existing_release()
-    if found == "":
+class Engine:
+    """ComfyUI's container, by Docker's command line."""
+
+    def inspect(self) -> dict[str, Any] | None:
+        """The container, or None where there is none. An engine that does not answer is an error, not an absence."""
+        done = command("docker", "container", "inspect", CONTAINER)
+        if done.returncode == 0:
+            (document,) = json.loads(done.stdout)
+            return dict(document)
+        if "no such" in done.stderr.lower():
+            return None
         raise GuardError(
-            f"A container named {CONTAINER} is here that this service did not make. "
-            f"Rename it (docker rename {CONTAINER} my-{CONTAINER}), then: systemctl restart comfyui"
+            f"Docker does not answer: {done.stderr.strip()}. See systemctl status docker; this ends when it runs."
         )
-    if found == release["id"]:
-        require(docker("start", CONTAINER), f"starting the container of release {release['id']}")
-        return
-    if docker("image", "inspect", release["image"]).returncode != 0:
-        raise GuardError(f"The image {release['image']} is not on this host. Run ansible-playbook site.yml for it.")
-    if found is not None:
-        require(docker("rm", "--force", CONTAINER), f"removing the container of release {found}")
-    require(docker("run", *run_arguments(release)), f"creating the container of release {release['id']}")
+
+    def has_image(self, image: str) -> bool:
+        """Whether an image is on this host."""
+        return command("docker", "image", "inspect", image).returncode == 0
+
+    def docker(self, what: str, *arguments: str) -> str:
+        """A call that must work."""
+        return require(command("docker", *arguments), what)
+
+    def python(self, program: str) -> subprocess.CompletedProcess[str]:
+        """Run a program in the container."""
+        return command("docker", "exec", CONTAINER, "python", "-c", program)
+
+    def last_words(self) -> str:
+        """What the container said last."""
+        done = command("docker", "logs", "--tail", str(LOG_LINES), CONTAINER)
+        return (done.stdout + done.stderr).strip()[-3000:]
 
 
-def stop() -> None:
-    """Stop the container and keep it: the next start adopts it."""
-    if existing_release():
-        require(docker("stop", CONTAINER), "stopping the container")
+def label(container: dict[str, Any] | None, name: str) -> str:
+    """A label of the container; empty without."""
+    return str(((container or {}).get("Config", {}).get("Labels") or {}).get(name, ""))
+
+
+def run_arguments(release: dict[str, Any], gpu: str) -> list[str]:
+    """The arguments of `docker run` for a release: no capabilities, read-only but for what ComfyUI writes.
+
+    `gpu` names the state of the driver that the container is made with. Docker's own seccomp and AppArmor profiles and
+    private namespaces stay: nothing here takes them away.
+    """
+    data_dir, user = release["data_dir"], release["user_id"]
+    mounts = [f"type=bind,src={data_dir}/models,dst=/data/models,readonly"]
+    mounts += [f"type=bind,src={data_dir}/{name},dst=/data/{name}" for name in ("cache", "input", "output", "user")]
+    memory = ["--memory", release["memory_limit"]] if release.get("memory_limit") else []
+    options = {
+        "--name": CONTAINER,
+        "--log-driver": "journald",
+        "--restart": f"on-failure:{release['restart_limit']}",
+        "--user": f"{user}:{user}",
+        "--cap-drop": "ALL",
+        "--security-opt": "no-new-privileges",
+        "--ipc": "private",
+        "--pids-limit": str(release.get("pids_limit", 4096)),
+        "--shm-size": release["shm_size"],
+        "--tmpfs": f"/tmp:rw,nosuid,nodev,size={release['tmp_size']}",  # noqa: S108 - in the container
+        "--publish": f"{host_part(release['bind_address'])}:{release['port']}:{CONTAINER_PORT}",
+    }
+    labels = {RELEASE_LABEL: release["id"], GPU_LABEL: gpu}
+    return [
+        "--detach",
+        "--init",
+        "--read-only",
+        *[word for pair in options.items() for word in pair],
+        *memory,
+        *[word for name, value in labels.items() for word in ("--label", f"{name}={value}")],
+        *[word for mount in mounts for word in ("--mount", mount)],
+        *release["gpus"],
+        release["image"],
+        "python",
+        "main.py",
+        *release["flags"],
+    ]
+
+
+def host_part(address: str) -> str:
+    """An address as it stands before a port."""
+    return f"[{address}]" if ":" in address else address
+
+
+def client_of(release: dict[str, Any]) -> Client:
+    """The API as this host reaches it."""
+    address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(release["bind_address"], release["bind_address"])  # noqa: S104
+    return Client(f"http://{host_part(address)}:{release['port']}", request_timeout_s=API_TIMEOUT_S)
+
+
+def computes_on_gpu(release: dict[str, Any]) -> bool:
+    """Whether ComfyUI is to compute on a GPU."""
+    return bool(release["gpus"]) and "--cpu" not in release["flags"]
+
+
+def uses_cdi(release: dict[str, Any]) -> bool:
+    """Whether the GPUs come by a CDI specification, which can be out of date."""
+    return any("nvidia.com/gpu=" in word for word in release["gpus"])
+
+
+def gpu_state(release: dict[str, Any]) -> str:
+    """Names what a container of this release gets of the driver; empty where it gets none by CDI."""
+    return cdi_host.fingerprint() if uses_cdi(release) else ""
+
+
+def host_problems(release: dict[str, Any], *, mend: bool) -> list[str]:
+    """Why this host cannot hand over its GPUs, as sentences; with `mend` the CDI specification is made anew first."""
+    if not uses_cdi(release):
+        return []
+    every_gpu = any(word.endswith("nvidia.com/gpu=all") for word in release["gpus"])
+    problems = cdi_host.spec_problems(every_gpu=every_gpu)
+    if problems and mend:
+        say(f"Making the CDI specification anew: {'; '.join(problems)}")
+        if any(not os.path.exists(path) for path in REQUIRED_NODES):
+            command("nvidia-ctk", "system", "create-device-nodes", "--control-devices", "--load-kernel-modules")
+        command("systemctl", "restart", "nvidia-cdi-refresh.service")
+        problems = cdi_host.spec_problems(every_gpu=every_gpu)
+    sentences = [words] if (words := cdi_host.driver_problem()) else []
+    if problems:
+        sentences.append(
+            f"The CDI specification {cdi_host.SPEC} does not fit this host: {'; '.join(problems)}. Type systemctl "
+            "restart nvidia-cdi-refresh.service; where nvidia-smi fails as well, reboot."
+        )
+    return sentences
+
+
+class Guard:
+    """What each verb does."""
+
+    def __init__(self, releases: Releases | None = None, engine: Engine | None = None) -> None:
+        self.releases = releases or Releases()
+        self.engine = engine or Engine()
+
+    def start(self) -> None:
+        """Make sure that the current release's container runs, with the driver as it is now."""
+        release = self.releases.load(self.releases.current)
+        found = self.engine.inspect()
+        made_for = label(found, RELEASE_LABEL)
+        if found is not None and not made_for:
+            raise GuardError(
+                f"A container named {CONTAINER} is here that this service did not make. "
+                f"Rename it (docker rename {CONTAINER} my-{CONTAINER}), then: systemctl restart comfyui"
+            )
+        problems = host_problems(release, mend=True)
+        same = made_for == release["id"]
+        if problems and not (same and found and found["State"]["Running"]):
+            raise GuardError(" ".join(problems))
+        gpu = gpu_state(release)
+        if same and (problems or label(found, GPU_LABEL) == gpu):
+            self.engine.docker(f"starting the container of release {made_for}", "start", CONTAINER)
+            return
+        if not self.engine.has_image(release["image"]):
+            raise GuardError(f"The image {release['image']} is not on this host. Run ansible-playbook site.yml for it.")
+        if found is not None:
+            self.replace(release, made_for)
+        self.engine.docker(f"creating the container of release {release['id']}", "run", *run_arguments(release, gpu))
+
+    def replace(self, release: dict[str, Any], made_for: str) -> None:
+        """Remove the container of another release, or of another driver; before another release, keep the settings."""
+        self.engine.docker(f"stopping the container of release {made_for}", "stop", CONTAINER)
+        if release.get("backup_dir") and made_for != release["id"]:
+            keep_settings(release, made_for)
+        self.engine.docker(f"removing the container of release {made_for}", "rm", "--force", CONTAINER)
+
+    def stop(self) -> None:
+        """Stop the container and keep it: the next start adopts it."""
+        if label(self.engine.inspect(), RELEASE_LABEL):
+            self.engine.docker("stopping the container", "stop", CONTAINER)
+
+    def look(self, memory: dict[str, Any], *, mend: bool) -> tuple[list[str], str]:
+        """What is wrong, in sentences, and why the container is to be made anew, if it is.
+
+        `memory` is what the look before this one left; `mend` allows to make the CDI specification anew.
+        """
+        release = self.releases.load(self.releases.current)
+        found = self.engine.inspect()
+        if found is None or label(found, RELEASE_LABEL) != release["id"]:
+            return [], f"there is no container of release {release['id']}"
+        state = found["State"]
+        if not state["Running"]:
+            return [], f"it ended with status {state['ExitCode']} and Docker does not start it again"
+        findings = host_problems(release, mend=mend)
+        # Where the host itself has lost the GPU, a container that still runs may be the last to have it.
+        may_replace = not findings
+        if may_replace and computes_on_gpu(release):
+            done = self.engine.python(CUDA_ANSWERS)
+            if done.returncode != 0:
+                return findings, f"it lost the GPU: {(done.stderr or done.stdout).strip()[-300:]}"
+        said, reason = self.look_at_api(release, found, memory, may_replace=may_replace)
+        return findings + room_problems(release) + said, reason
+
+    def look_at_api(
+        self, release: dict[str, Any], found: dict[str, Any], memory: dict[str, Any], *, may_replace: bool
+    ) -> tuple[list[str], str]:
+        """The same for the API and its queue."""
+        client = client_of(release)
+        try:
+            client.wait(0)
+            running, pending = client.queue()
+        except ComfyuiError as error:
+            if time.time() - started_at(found["State"]) <= release["start_timeout_s"]:
+                return [], ""
+            memory["silent"] = memory.get("silent", 0) + 1
+            said = f"its API was silent {memory['silent']} times in a row: {error}"
+            return [f"ComfyUI: {said}"], said if memory["silent"] >= SILENT_LIMIT else ""
+        memory["silent"] = 0
+        # Between two jobs nothing runs for a moment.
+        memory["idle"] = memory.get("idle", 0) + 1 if pending and not running else 0
+        if memory["idle"] >= STUCK_LIMIT:
+            return [], f"its queue is stuck: {len(pending)} jobs wait and none runs"
+        if may_replace and not running and not pending and label(found, GPU_LABEL) != gpu_state(release):
+            return [], "the driver or its devices changed since it was made"
+        words = long_prompt(running[0] if running else "", memory, client.url)
+        return [words] if words else [], ""
+
+    def check(self) -> list[str]:
+        """Look, and repair what can be repaired. What cannot, as sentences."""
+        with alone(0):
+            memory = recall()
+            findings, reason = self.look(memory, mend=True)
+            if not reason:
+                memory["repairs"] = memory.get("repairs", 0) if memory.get("silent") else 0
+            elif memory.get("repairs", 0) >= REPAIR_LIMIT:
+                findings.append(
+                    f"ComfyUI's container was made anew {REPAIR_LIMIT} times and it did not help: {reason}. It last "
+                    f"said: {self.engine.last_words()}"
+                )
+            else:
+                memory = {"repairs": memory.get("repairs", 0) + 1}
+                self.repair(reason)
+            remember(memory)
+            return findings
+
+    def repair(self, reason: str) -> None:
+        """Make the container anew; where a change of release was left halfway, undo it.
+
+        That release is not marked bad: whoever changes it again finds out.
+        """
+        current, made_for = self.releases.current, label(self.engine.inspect(), RELEASE_LABEL)
+        before = self.releases.before(current)
+        halfway = bool(before) and current not in self.releases.state()["proved"]
+        if halfway:
+            say(f"Going back to release {before}: {current} never proved itself, and {reason}")
+            self.releases.point_at(before)
+        else:
+            say(f"Making ComfyUI's container anew: {reason}")
+        if made_for and not (halfway and made_for == before):
+            self.engine.docker("removing the container", "rm", "--force", CONTAINER)
+        self.start()
+
+    def report(self) -> dict[str, Any]:
+        """What a check would find, without repairing anything."""
+        release = self.releases.load(self.releases.current)
+        findings, reason = self.look(recall(), mend=False)
+        skipped = [] if computes_on_gpu(release) else ["no GPU: ComfyUI computes on the CPU here"]
+        return {"release": release["id"], "findings": findings + ([reason] if reason else []), "skipped": skipped}
+
+    def activate(self, identity: str, *, drain_s: float, again: bool, kept: int) -> dict[str, Any]:
+        """Run a release and prove it, or go back to the one before and fail with what it said."""
+        with alone(LOCK_WAIT_S):
+            release = self.releases.load(identity)
+            state, current = self.releases.state(), self.releases.current
+            # An interrupted run may have left a link to what was never proved.
+            before = current if current != identity and current in state["proved"] else self.releases.before(identity)
+            if identity in state["bad"] and before and not again:
+                if not (current == before and self.runs(before)):
+                    self.releases.point_at(before)
+                    restart_unit()
+                bad = state["bad"][identity]
+                raise GuardError(
+                    f"Release {identity} was tried at {bad['when']} and is marked bad: {bad['why']} Expected another "
+                    f"one; {before} runs. Change what was wrong, or try it once more: "
+                    "ansible-playbook site.yml -e comfyui_service_retry_bad_release=true"
+                )
+            changed = current != identity or not self.runs(identity)
+            jobs_lost = self.prepare(release, drain_s) if changed else 0
+            since = time.monotonic()
+            try:
+                if changed:
+                    self.releases.point_at(identity)
+                    restart_unit()
+                answered = self.prove(release)
+            except (GuardError, ReleaseError, ComfyuiError) as error:
+                # One that runs and has proved itself before is not the reason.
+                to_blame = current != identity or identity not in state["proved"]
+                self.fail(identity, before if to_blame else "", str(error))
+            self.releases.mark_proved(identity)
+            self.releases.forget(kept)
+            away_s = round(answered - since, 1) if changed else 0.0
+            return {"changed": changed, "release": identity, "before": before, "jobs_lost": jobs_lost, "away_s": away_s}
+
+    def runs(self, identity: str) -> bool:
+        """Whether the container is this release's and runs."""
+        found = self.engine.inspect()
+        return label(found, RELEASE_LABEL) == identity and bool(found and found["State"]["Running"])
+
+    def prepare(self, release: dict[str, Any], drain_s: float) -> int:
+        """All that can be seen and awaited before the server that runs is stopped. Returns how many jobs that loses."""
+        if not self.engine.has_image(release["image"]):
+            raise GuardError(f"The image {release['image']} is not on this host. Run ansible-playbook site.yml for it.")
+        if problems := room_problems(release):
+            raise GuardError(" ".join(problems))
+        return self.drain(release, drain_s)
+
+    def drain(self, release: dict[str, Any], drain_s: float) -> int:
+        """Wait until the server that runs has nothing to do. Returns how many jobs a stop now loses."""
+        running = self.releases.current
+        client = client_of(self.releases.load(running) if running and self.releases.path(running).exists() else release)
+        deadline = time.monotonic() + drain_s
+        while True:
+            try:
+                jobs = sum(map(len, client.queue()))
+            except ComfyuiError:
+                return 0  # who does not answer takes no orders either
+            if not jobs:
+                return 0
+            if drain_s == 0:
+                say(f"{jobs} jobs are lost by the stop")
+                return jobs
+            if time.monotonic() >= deadline:
+                raise GuardError(
+                    f"{jobs} jobs run or wait after {drain_s:g} s, expected an empty queue: a stop now would lose "
+                    "them. Run this again when they are done, allow more with comfyui_service_drain_timeout_s, or lose "
+                    "them with comfyui_service_drain_timeout_s: 0."
+                )
+            say(f"waiting for {jobs} jobs")
+            time.sleep(min(POLL_S * 4, max(0.0, deadline - time.monotonic())))
+
+    def prove(self, release: dict[str, Any]) -> float:
+        """Levels 1 and 2, and 3 on a GPU. Returns the moment of the API's first answer."""
+        say("its API does not answer yet")
+        client = client_of(release)
+        deadline = time.monotonic() + release["start_timeout_s"]
+        while True:
+            try:
+                client.wait(0)
+                break
+            except ComfyuiError as error:
+                found = self.engine.inspect() or {"State": {"Running": False, "ExitCode": "unknown"}}
+                if found.get("RestartCount", 0) >= CRASH_LIMIT or not found["State"]["Running"]:
+                    raise GuardError(f"its container ends, with status {found['State']['ExitCode']}.") from error
+                if time.monotonic() >= deadline:
+                    raise GuardError(f"after {release['start_timeout_s']} s: {error}.") from error
+            time.sleep(POLL_S)
+        answered = time.monotonic()
+        say("rendering")
+        result = client.run(json.loads(RENDER_CHECK.read_text()), release["start_timeout_s"], front=True)
+        if len(result["images"]) != 1:
+            raise GuardError(f"{len(result['images'])} images came back, 1 expected.")
+        if computes_on_gpu(release):
+            say("computing on the GPU")
+            require(self.engine.python(CUDA_COMPUTES), "a matrix product on the GPU")
+        return answered
+
+    def fail(self, identity: str, before: str, why: str) -> NoReturn:
+        """Start the release before this one, where there is one, note that this one is bad, and say what it said."""
+        words = f"ComfyUI did not prove itself: {why}\n{{back}}\ncontainer: {self.engine.last_words()}"
+        if not before:
+            raise GuardError(
+                words.replace("{back}", f"Release {identity} stays: there is none before it to go back to.")
+            )
+        self.releases.point_at(before)
+        self.releases.mark_bad(identity, why)
+        try:
+            restart_unit()
+            self.prove(self.releases.load(before))
+        except (GuardError, ReleaseError, ComfyuiError) as error:
+            back = f"The release before ({before}) was started again and does not work either: {error}"
+        else:
+            back = f"The release before ({before}) was started again and renders; {identity} is marked bad."
+        raise GuardError(words.replace("{back}", back))
+
+    def rollback(self, identity: str, *, drain_s: float) -> dict[str, Any]:
+        """Go to the release before the current one, or to a named one, and mark the one that is left."""
+        current = self.releases.current
+        target = identity or self.releases.before(current)
+        if not target:
+            raise GuardError(
+                "There is no release before the current one that proved itself and is still here, expected one. "
+                f"Releases on this host: {self.releases.folder}/releases"
+            )
+        if target == current:
+            raise GuardError(
+                f"Release {target} is the current one, expected another. Name one of /etc/comfyui/releases."
+            )
+        result = self.activate(target, drain_s=drain_s, again=True, kept=sys.maxsize)
+        self.releases.mark_bad(current, "an operator went back from it")
+        return result
+
+
+def long_prompt(prompt: str, memory: dict[str, Any], url: str) -> str:
+    """That a prompt runs for very long; empty where none does. Only its owner knows whether it may."""
+    if memory.get("prompt") != prompt:
+        memory.update(prompt=prompt, since=time.time())
+    for_s = time.time() - memory["since"]
+    if not prompt or for_s <= LONG_PROMPT_S:
+        return ""
+    return f"The prompt {prompt} runs for {for_s / 60:.0f} minutes. If that is too long: curl --data '' {url}/interrupt"
+
+
+def room_problems(release: dict[str, Any]) -> list[str]:
+    """Folders that ComfyUI writes to and that are full."""
+    sentences = []
+    for name in ("output", "user"):
+        folder = f"{release['data_dir']}/{name}"
+        try:
+            free_b = shutil.disk_usage(folder).free
+        except OSError as error:
+            sentences.append(f"{folder} cannot be read: {error}. Run ansible-playbook site.yml for this host.")
+            continue
+        if free_b < ROOM_LEAST_B:
+            sentences.append(
+                f"The disk of {folder} has {free_b / 1024**2:.0f} MiB free, expected {ROOM_LEAST_B / 1024**2:.0f}: new "
+                f"images will be lost, and the rest goes on. Make room there (du -xh -d 2 {release['data_dir']})."
+            )
+    return sentences
+
+
+def started_at(state: dict[str, Any]) -> float:
+    """When a container started, in seconds since 1970. Docker writes nanoseconds, of which Python reads six digits."""
+    text = re.sub(r"(\.\d{1,6})\d*Z$", r"\1Z", state["StartedAt"]).replace("Z", "+00:00")
+    return datetime.fromisoformat(text).timestamp()
+
+
+def keep_settings(release: dict[str, Any], made_for: str) -> None:
+    """Pack the user folder (settings, database, workflows) while nothing writes to it; the newest few are kept."""
+    folder = Path(release["backup_dir"])
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    name = f"user-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{made_for}.tar.gz"
+    fresh = folder / f".{name}.new"
+    try:
+        with tarfile.open(fresh, "w:gz") as archive:
+            archive.add(f"{release['data_dir']}/user", arcname="user")
+        os.replace(fresh, folder / name)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise GuardError(
+            f"The backup of {release['data_dir']}/user to {folder} failed: {error}. Make room there, set "
+            'comfyui_service_backup_dir to another folder, or to "" for none.'
+        ) from error
+    for old in sorted(folder.glob("user-*.tar.gz"))[:-BACKUPS_KEPT]:
+        old.unlink()
+
+
+def restart_unit() -> None:
+    """Restart the service anew; what it said is the error."""
+    command("systemctl", "reset-failed", UNIT)
+    done = command("systemctl", "restart", UNIT, timeout_s=COMMAND_TIMEOUT_S * 5)
+    if done.returncode != 0:
+        journal = command("journalctl", "--unit", UNIT, "--lines", "8", "--no-pager", "--output", "cat").stdout
+        raise GuardError(f"{UNIT} did not start: {journal.strip()}")
+
+
+def recall() -> dict[str, Any]:
+    """What the check before this one left; nothing after a boot."""
+    try:
+        memory: dict[str, Any] = json.loads((RUN_FOLDER / "check.json").read_text())
+    except (FileNotFoundError, ValueError):
+        return {}
+    return memory
+
+
+def remember(memory: dict[str, Any]) -> None:
+    """Leave something for the next check."""
+    RUN_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
+    (RUN_FOLDER / "check.json").write_text(json.dumps(memory))
+
+
+def parse_arguments(arguments: list[str]) -> argparse.Namespace:
+    """The verb and its options; a wrong call explains itself and ends with 2."""
+    parser = argparse.ArgumentParser(prog="comfyui_guard.py", description=__doc__)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    for verb in ("start", "stop", "check", "report"):
+        verbs.add_parser(verb)
+    for verb, nargs in (("activate", None), ("rollback", "?")):
+        changing = verbs.add_parser(verb)
+        changing.add_argument("release", nargs=nargs, default="", help="its id, a name in /etc/comfyui/releases")
+        changing.add_argument("--drain-s", type=float, default=300, help="how long to wait for the queue to empty")
+    verbs.choices["activate"].add_argument("--again", action="store_true", help="even if it is marked bad")
+    verbs.choices["activate"].add_argument("--kept", type=int, default=2, help="releases to keep beside this one")
+    return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> int:
-    """Entry point; a GuardError is one line in the journal and status 1."""
-    verbs = {"start": start, "stop": stop}
-    if len(arguments) != 1 or arguments[0] not in verbs:
-        sys.stderr.write(f"usage: comfyui_guard.py {'|'.join(verbs)}\n")
-        return 2
+    """Entry point; what is wrong is one line in the journal and status 1."""
+    asked = parse_arguments(arguments)
+    guard = Guard()
     try:
-        verbs[arguments[0]]()
-    except GuardError as error:
-        sys.stderr.write(f"{error}\n")
+        if asked.verb == "check":
+            try:
+                findings = guard.check()
+            except BusyError:
+                return 0  # whoever changes it looks at it as well
+            for finding in findings:
+                say(finding)
+            return int(bool(findings))
+        if asked.verb == "report":
+            print(json.dumps(guard.report()))
+        elif asked.verb == "activate":
+            print(json.dumps(guard.activate(asked.release, drain_s=asked.drain_s, again=asked.again, kept=asked.kept)))
+        elif asked.verb == "rollback":
+            print(json.dumps(guard.rollback(asked.release, drain_s=asked.drain_s)))
+        else:
+            {"start": guard.start, "stop": guard.stop}[asked.verb]()
+    except (GuardError, ReleaseError) as error:
+        say(str(error))
+        if asked.verb in {"activate", "rollback"}:
+            print(json.dumps({"error": str(error)}))
         return 1
     return 0
 

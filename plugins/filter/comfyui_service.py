@@ -1,8 +1,9 @@
-"""Filters of the role comfyui_service: whether what root runs is what it should be."""
+"""Filters of the role comfyui_service: is what root runs what it should be, who may reach it, with which flags."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import ipaddress
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 MODES = {"dir": "0755", "file": "0644"}
@@ -16,8 +17,73 @@ def differs(found: Mapping[str, Any], kind: str, text: str | None = None) -> boo
     return text is not None and found["content"] != text
 
 
+# What the release gives itself: folders that are mounted, the port that is published, a database that can be written.
+RESERVED_FLAGS = {
+    "--listen": "comfyui_bind_address",
+    "--port": "comfyui_port",
+    "--base-directory": "comfyui_data_dir",
+    "--temp-directory": "comfyui_service_tmp_size",
+    "--database-url": "",
+    "--cpu": "comfyui_device: cpu",
+    "--tls-keyfile": "comfyui_service_guard: proxy, and let the proxy speak TLS (docs/security.md)",
+    "--tls-certfile": "comfyui_service_guard: proxy, and let the proxy speak TLS (docs/security.md)",
+}
+# Taken by argparse, and then one of the two has no effect. Source: comfy/cli_args.py and comfy/model_management.py.
+FAILING_PAIRS = (
+    ("--gpu-only", "--enable-dynamic-vram", "--gpu-only switches dynamic VRAM off"),
+    ("--highvram", "--enable-dynamic-vram", "--highvram switches dynamic VRAM off"),
+    ("--novram", "--enable-dynamic-vram", "--novram switches dynamic VRAM off"),
+)
+
+
+def address_problem(address: Any, port: Any, guard: str, host: str) -> str:
+    """Why ComfyUI may not listen there; empty where it may. It has no login: somebody must guard what is reachable."""
+    tunnel = f"and reach it through a tunnel: ssh -L {port}:127.0.0.1:{port} {host}"
+    try:
+        found = ipaddress.ip_address(str(address))
+    except ValueError:
+        return (
+            f"comfyui_service_bind_address is {address}, expected an IP address of this host, by default 127.0.0.1. "
+            f"Set comfyui_bind_address: 127.0.0.1, {tunnel}"
+        )
+    if found.is_loopback or guard:
+        return ""
+    return (
+        f"comfyui_service_bind_address is {address}, expected 127.0.0.1: ComfyUI has no login, and everybody who "
+        f"reaches another address would run workflows on this GPU. Set comfyui_bind_address: 127.0.0.1, {tunnel}; or "
+        "say who guards it, comfyui_service_guard: network or proxy (docs/security.md)."
+    )
+
+
+def flag_problems(flags: Sequence[Any], device: str) -> list[str]:
+    """Why these flags cannot be added to those of the service."""
+    given = [str(word).partition("=")[0] for word in flags]
+    problems = [
+        f"comfyui_extra_flags has {flag}, expected none that the service gives itself. Take it out"
+        + (f"; set {RESERVED_FLAGS[flag]}." if RESERVED_FLAGS[flag] else ".")
+        for flag in dict.fromkeys(given)
+        if flag in RESERVED_FLAGS
+    ]
+    problems += [
+        f"comfyui_extra_flags has {one} and {other}, expected one of them: {why}. Take one out."
+        for one, other, why in FAILING_PAIRS
+        if one in given and other in given
+    ]
+    if device == "cpu":
+        problems += [
+            f"comfyui_extra_flags has {flag}, expected none for a GPU: comfyui_device is cpu. Take it out."
+            for flag in ("--gpu-only", "--highvram", "--lowvram", "--novram", "--cuda-device", "--cuda-malloc")
+            if flag in given
+        ]
+    return problems
+
+
 class FilterModule:
     """The filters, by name."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        return {"comfyui_service_differs": differs}
+        return {
+            "comfyui_service_address_problem": address_problem,
+            "comfyui_service_differs": differs,
+            "comfyui_service_flag_problems": flag_problems,
+        }

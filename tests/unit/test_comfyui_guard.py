@@ -1,166 +1,589 @@
-"""The guard's decisions: what it runs, what it adopts, what it refuses; the Docker CLI is a recording here."""
+"""The guard against a world of its own: engine, systemd, driver and ComfyUI do what a release makes them do."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
 import subprocess
+import tarfile
+import time
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from comfyui_api import ComfyuiError
+from comfyui_releases import Releases
+
 PATH = Path(__file__).parents[2] / "templates" / "comfyui_guard.py"
 RELEASE: dict[str, Any] = {
+    "backup_dir": "",
     "bind_address": "127.0.0.1",
     "data_dir": "/srv/comfyui",
     "flags": ["--listen", "0.0.0.0"],  # noqa: S104 - in the container
     "gpus": ["--device", "nvidia.com/gpu=all"],
-    "image": "dgx-comfyui:0.28.1-0123456789ab",
+    "image": "good",
+    "memory_limit": "",
+    "pids_limit": 4096,
     "port": 8188,
     "restart_limit": 5,
     "shm_size": "8g",
+    "start_timeout_s": 0,
     "tmp_size": "4g",
     "user_id": 990,
 }
+OLD, NEW, BAD = "aaaaaaaaaaaa", "bbbbbbbbbbbb", "cccccccccccc"
 
 
-class Engine:
-    """Answers the guard's calls as an engine with this container and image would, and keeps them."""
+class KilledError(BaseException):
+    """The process ends here."""
 
-    def __init__(self, container: str | None, image: bool = True, fail: str = "") -> None:
-        self.container = container
-        self.image = image
-        self.fail = fail
+
+class World:
+    """A host. Images: good, exits, silent (its API does not answer), blind (CUDA fails in it)."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.container: dict[str, Any] | None = None
+        self.images = {"good", "exits", "silent", "blind"}
+        self.engine_answers = True
+        self.spec_problems: list[str] = []
+        self.spec_mends = True
+        self.spec = "spec-1"
+        self.queue: tuple[list[str], list[str]] = ([], [])
         self.calls: list[tuple[str, ...]] = []
+        self.die_at = 10**6
+        self.steps = 0
+        self.guard: Any = None
 
-    def __call__(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        self.calls.append(arguments)
-        verb = arguments[0]
-        if verb == "container":
-            return self.answer(self.container is not None, self.container or "")
-        if verb == "image":
-            return self.answer(self.image)
-        return self.answer(verb != self.fail)
+    def step(self) -> None:
+        self.steps += 1
+        if self.steps == self.die_at:
+            raise KilledError
 
-    def answer(self, good: bool, output: str = "") -> subprocess.CompletedProcess[str]:
-        return subprocess.CompletedProcess([], 0 if good else 1, output + "\n", "" if good else "engine says no")
+    def made(self, release: str, image: str, *, running: bool = True) -> None:
+        labels = {"dgx-comfyui.release": release, "dgx-comfyui.gpu": self.spec} if release else {}
+        state = {"Running": running and image != "exits", "ExitCode": 3, "StartedAt": "2026-01-01T00:00:00.123456789Z"}
+        self.container = {"Config": {"Labels": labels}, "State": state, "image": image, "RestartCount": 0}
+
+    @property
+    def image(self) -> str:
+        """What runs; empty where nothing does."""
+        return str(self.container["image"]) if self.container and self.container["State"]["Running"] else ""
+
+    @property
+    def release(self) -> str:
+        return str((self.container or {"Config": {"Labels": {}}})["Config"]["Labels"].get("dgx-comfyui.release", ""))
+
+    def command(self, *words: str, timeout_s: float = 0) -> subprocess.CompletedProcess[str]:
+        del timeout_s
+        self.calls.append(words)
+        self.step()
+        good, output, error = self.answer(words)
+        self.step()
+        return subprocess.CompletedProcess(words, 0 if good else 1, output, "" if good else error)
+
+    def answer(self, words: tuple[str, ...]) -> tuple[bool, str, str]:
+        if words[0] != "docker":
+            return self.answer_host(words)
+        if not self.engine_answers:
+            return False, "", "Cannot connect to the Docker daemon"
+        if words[1:3] == ("container", "inspect"):
+            return self.container is not None, json.dumps([self.container]), "Error: No such container: comfyui"
+        if words[1:3] == ("image", "inspect"):
+            return words[3] in self.images, "", "No such image"
+        if words[1] == "rm":
+            self.container = None
+        elif words[1] in {"start", "stop"}:
+            assert self.container
+            self.container["State"]["Running"] = words[1] == "start" and self.container["image"] != "exits"
+        elif words[1] == "exec":
+            return self.image != "blind", "", "cuInit answered 999"
+        elif words[1] == "run":
+            labels = dict(word.split("=", 1) for word in words if word.startswith("dgx-comfyui."))
+            self.made(labels["dgx-comfyui.release"], words[words.index("python") - 1])
+        return True, "its last words" if words[1] == "logs" else "", "engine says no"
+
+    def answer_host(self, words: tuple[str, ...]) -> tuple[bool, str, str]:
+        if words == ("systemctl", "restart", "comfyui.service"):
+            try:
+                self.guard.stop()
+                self.guard.start()
+            except self.guard.errors as error:
+                return False, "", str(error)
+        if words == ("systemctl", "restart", "nvidia-cdi-refresh.service") and self.spec_mends:
+            self.spec_problems, self.spec = [], "spec-2"
+        return True, "", ""
 
     @property
     def changes(self) -> list[str]:
-        return [call[0] for call in self.calls if call[0] not in {"container", "image"}]
+        """What was done to the container."""
+        return [words[1] for words in self.calls if words[0] == "docker" and words[1] in {"start", "stop", "rm", "run"}]
 
 
-@pytest.fixture(name="guard")
-def load_guard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("comfyui_guard", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    (tmp_path / "releases").mkdir()
-    (tmp_path / "releases" / "0123456789ab.json").write_text(json.dumps(RELEASE))
-    (tmp_path / "current").symlink_to("releases/0123456789ab.json")
-    monkeypatch.setattr(module, "load_release", lambda load=module.load_release: load(tmp_path / "current"))
+class Api:
+    """ComfyUI's API in that world."""
+
+    url = "http://127.0.0.1:8188"
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+
+    def wait(self, wait_s: float) -> None:
+        del wait_s
+        if self.world.image not in {"good", "blind"}:
+            raise ComfyuiError("unreachable", "it does not answer")
+
+    def queue(self) -> tuple[list[str], list[str]]:
+        self.wait(0)
+        return self.world.queue
+
+    def run(self, graph: object, timeout_s: float, *, front: bool) -> dict[str, Any]:
+        del graph, timeout_s, front
+        self.world.step()
+        self.wait(0)
+        return {"images": [{}]}
+
+
+@pytest.fixture(name="module")
+def load_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    specification = importlib.util.spec_from_file_location("comfyui_guard", PATH)
+    assert specification is not None
+    assert specification.loader is not None
+    module = importlib.util.module_from_spec(specification)
+    specification.loader.exec_module(module)
+    (tmp_path / "render.json").write_text("{}")
+    monkeypatch.setattr(module, "RUN_FOLDER", tmp_path / "run")
+    monkeypatch.setattr(module, "RENDER_CHECK", tmp_path / "render.json")
+    monkeypatch.setattr(module, "POLL_S", 0)
+    monkeypatch.setattr(module, "room_problems", lambda _: [])
     return module
 
 
-def use(guard: ModuleType, monkeypatch: pytest.MonkeyPatch, engine: Engine) -> Engine:
-    monkeypatch.setattr(guard, "docker", engine)
-    return engine
+@pytest.fixture(name="world")
+def make_world(tmp_path: Path, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> World:
+    """A host on which OLD runs and has proved itself; NEW is as good, BAD is not."""
+    world = World(tmp_path)
+    folder = tmp_path / "etc"
+    (folder / "releases").mkdir(parents=True)
+    for identity, image in ((OLD, "good"), (NEW, "good"), (BAD, "exits")):
+        (folder / "releases" / f"{identity}.json").write_text(json.dumps({**RELEASE, "image": image}))
+    monkeypatch.setattr(module, "command", world.command)
+    monkeypatch.setattr(module, "client_of", lambda _: Api(world))
+    monkeypatch.setattr(module.cdi_host, "spec_problems", lambda **_: world.spec_problems)
+    monkeypatch.setattr(module.cdi_host, "driver_problem", lambda: "")
+    monkeypatch.setattr(module.cdi_host, "fingerprint", lambda: world.spec)
+    guard = module.Guard(Releases(folder))
+    guard.errors = (module.GuardError,)
+    world.guard = guard
+    guard.releases.point_at(OLD)
+    guard.releases.mark_proved(OLD)
+    world.made(OLD, "good")
+    real = __import__("os").replace
+
+    def replace(*paths: Any) -> None:
+        world.step()
+        real(*paths)
+        world.step()
+
+    monkeypatch.setattr("os.replace", replace)
+    return world
 
 
-def test_a_release_is_named_by_its_file(guard: ModuleType) -> None:
-    assert guard.load_release() == {**RELEASE, "id": "0123456789ab"}
+def activate(world: World, identity: str, *, again: bool = False, drain_s: float = 0) -> dict[str, Any]:
+    return cast("dict[str, Any]", world.guard.activate(identity, drain_s=drain_s, again=again, kept=2))
 
 
-def test_nothing_to_run_says_what_to_type(guard: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "current").unlink()
-    with pytest.raises(guard.GuardError, match="ansible-playbook"):
-        guard.load_release()
+def set_image(world: World, identity: str, image: str, **changes: Any) -> None:
+    world.guard.releases.path(identity).write_text(json.dumps({**RELEASE, "image": image, **changes}))
 
 
-def test_a_torn_release_is_one_sentence(guard: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "releases" / "0123456789ab.json").write_text("{")
-    with pytest.raises(guard.GuardError, match="not valid JSON"):
-        guard.load_release()
+def error_of(world: World, call: Any) -> str:
+    with pytest.raises(world.guard.errors) as caught:
+        call()
+    return str(caught.value)
 
 
-def test_a_first_start_creates(guard: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = use(guard, monkeypatch, Engine(container=None))
-    guard.start()
-    assert engine.changes == ["run"]
+# What start and stop do.
 
 
-def test_the_releases_own_container_is_adopted(guard: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = use(guard, monkeypatch, Engine(container="0123456789ab"))
-    guard.start()
-    assert engine.changes == ["start"]
+def test_a_first_start_creates(world: World) -> None:
+    world.container = None
+    world.guard.start()
+    assert world.changes == ["run"]
 
 
-def test_another_releases_container_is_replaced(guard: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = use(guard, monkeypatch, Engine(container="ffffffffffff"))
-    guard.start()
-    assert engine.changes == ["rm", "run"]
+def test_the_releases_own_container_is_adopted(world: World) -> None:
+    world.guard.start()
+    assert world.changes == ["start"]
 
 
-def test_a_missing_image_leaves_the_old_container_alone(guard: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = use(guard, monkeypatch, Engine(container="ffffffffffff", image=False))
-    with pytest.raises(guard.GuardError, match="is not on this host"):
-        guard.start()
-    assert engine.changes == []
+def test_another_releases_container_is_replaced(world: World) -> None:
+    world.guard.releases.point_at(NEW)
+    world.guard.start()
+    assert world.changes == ["stop", "rm", "run"]
+    assert world.release == NEW
 
 
-def test_a_strangers_container_is_never_touched(guard: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = use(guard, monkeypatch, Engine(container=""))
-    with pytest.raises(guard.GuardError, match="docker rename comfyui"):
-        guard.start()
-    guard.stop()
-    assert engine.changes == []
+def test_a_container_of_another_driver_is_replaced(world: World) -> None:
+    world.spec = "spec-2"
+    world.guard.start()
+    assert world.changes == ["stop", "rm", "run"]
 
 
-def test_stopping_keeps_the_container(guard: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = use(guard, monkeypatch, Engine(container="0123456789ab"))
-    guard.stop()
-    assert engine.changes == ["stop"]
+def test_a_missing_image_leaves_the_old_container_alone(world: World) -> None:
+    world.guard.releases.point_at(NEW)
+    world.images.clear()
+    assert "is not on this host" in error_of(world, world.guard.start)
+    assert world.changes == []
 
 
-def test_the_engines_words_reach_the_journal(
-    guard: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_strangers_container_is_never_touched(world: World) -> None:
+    world.made("", "good")
+    assert "docker rename comfyui" in error_of(world, world.guard.start)
+    world.guard.stop()
+    assert world.changes == []
+
+
+def test_stopping_keeps_the_container(world: World) -> None:
+    world.guard.stop()
+    assert world.changes == ["stop"]
+
+
+def test_a_specification_that_does_not_fit_is_mended_before_a_start(world: World) -> None:
+    world.container, world.spec_problems = None, ["/dev/nvidia-uvm is not in it"]
+    world.guard.start()
+    assert world.release == OLD
+    assert ("systemctl", "restart", "nvidia-cdi-refresh.service") in world.calls
+
+
+def test_without_a_gpu_to_hand_over_nothing_starts_and_what_runs_stays(world: World) -> None:
+    world.spec_problems, world.spec_mends = ["there is none"], False
+    world.guard.start()
+    assert world.changes == ["start"]
+    world.container = None
+    assert "does not fit this host: there is none" in error_of(world, world.guard.start)
+    assert world.changes == ["start"]
+
+
+def test_settings_are_packed_before_another_release_starts(world: World, tmp_path: Path) -> None:
+    (tmp_path / "data" / "user").mkdir(parents=True)
+    (tmp_path / "data" / "user" / "comfy.settings.json").write_text("{}")
+    backups = tmp_path / "backups"
+    set_image(world, NEW, "good", data_dir=str(tmp_path / "data"), backup_dir=str(backups))
+    world.guard.releases.point_at(NEW)
+    world.guard.start()
+    (packed,) = backups.iterdir()
+    with tarfile.open(packed) as archive:
+        assert "user/comfy.settings.json" in archive.getnames()
+    assert packed.name.endswith(f"-{OLD}.tar.gz")
+
+
+def test_a_backup_that_fails_keeps_the_old_container(world: World, tmp_path: Path) -> None:
+    set_image(world, NEW, "good", data_dir=str(tmp_path / "absent"), backup_dir=str(tmp_path))
+    world.guard.releases.point_at(NEW)
+    assert "The backup of" in error_of(world, world.guard.start)
+    assert world.release == OLD
+    assert "rm" not in world.changes
+
+
+# What a check finds and repairs.
+
+
+def check(world: World, times: int = 1) -> list[str]:
+    return [finding for _ in range(times) for finding in world.guard.check()]
+
+
+def test_a_healthy_host_is_left_alone(world: World) -> None:
+    assert check(world) == []
+    assert world.changes == []
+
+
+def test_a_container_that_is_gone_or_gave_up_is_made_anew(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.container = None
+    assert check(world) == []
+    assert world.image == "good"
+    world.made(OLD, "good", running=False)
+    assert check(world) == []
+    assert world.image == "good"
+    assert "anew: it ended with status 3 and Docker does not start it again" in capsys.readouterr().err
+
+
+def test_a_lost_gpu_is_a_reason(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.made(OLD, "blind")
+    assert check(world) == []
+    assert world.image == "good"
+    assert "it lost the GPU: cuInit answered 999" in capsys.readouterr().err
+
+
+def test_a_host_without_its_gpu_keeps_the_container_that_still_has_it(world: World) -> None:
+    world.made(OLD, "blind")
+    world.spec_problems, world.spec_mends = ["there is none"], False
+    assert "does not fit this host" in check(world)[0]
+    assert world.changes == []
+
+
+def test_a_changed_driver_waits_for_an_empty_queue(world: World) -> None:
+    world.spec, world.queue = "spec-2", (["running"], [])
+    assert check(world) == []
+    assert world.changes == []
+    world.queue = ([], [])
+    assert check(world) == []
+    assert world.changes == ["rm", "run"]
+
+
+def test_silence_counts_three_times_and_not_while_it_starts(world: World) -> None:
+    world.made(OLD, "silent")
+    assert [len(check(world)) for _ in range(2)] == [1, 1]
+    assert world.changes == []
+    check(world)
+    assert world.image == "good"
+    set_image(world, OLD, "good", start_timeout_s=10**9)
+    world.made(OLD, "silent")
+    assert check(world, times=5) == []
+
+
+def test_a_queue_that_stands_still_is_a_reason_and_a_long_prompt_a_finding(
+    world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use(guard, monkeypatch, Engine(container=None, fail="run"))
-    assert guard.main(["start"]) == 1
-    assert capsys.readouterr().err == "creating the container of release 0123456789ab failed: engine says no\n"
+    world.queue = ([], ["waiting"])
+    check(world)
+    assert world.changes == []
+    check(world)
+    assert world.changes == ["rm", "run"]
+    world.queue = (["long"], [])
+    assert check(world) == []
+    later = time.time() + 4000
+    monkeypatch.setattr(time, "time", lambda: later)
+    assert "The prompt long runs for 67 minutes" in check(world)[0]
+    assert world.changes == ["rm", "run"]
 
 
-def test_the_container_is_confined(guard: ModuleType) -> None:
-    line = " ".join(guard.run_arguments({**RELEASE, "id": "0123456789ab"}))
-    for words in (
+def test_what_does_not_help_is_not_repeated_for_ever(world: World) -> None:
+    set_image(world, OLD, "exits")
+    world.images.add("exits")
+    world.made(OLD, "exits")
+    assert check(world, times=3) == []
+    assert "made anew 3 times and it did not help" in check(world)[0]
+    assert "its last words" in check(world)[0]
+    assert world.changes.count("run") == 3
+
+
+def test_a_check_without_an_engine_touches_nothing(world: World) -> None:
+    world.engine_answers = False
+    assert "Docker does not answer" in error_of(world, world.guard.check)
+
+
+def test_a_change_that_was_left_halfway_is_undone(world: World, capsys: pytest.CaptureFixture[str]) -> None:
+    world.guard.releases.point_at(BAD)
+    assert check(world) == []
+    assert (world.guard.releases.current, world.release, world.changes) == (OLD, OLD, ["start"])
+    world.guard.releases.point_at(BAD)
+    world.made(BAD, "exits")
+    assert check(world) == []
+    assert (world.guard.releases.current, world.release, world.image) == (OLD, OLD, "good")
+    assert f"Going back to release {OLD}" in capsys.readouterr().err
+    assert world.guard.releases.state()["bad"] == {}
+
+
+def test_a_check_gives_way_to_a_change(world: World, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "Guard", lambda: world.guard)
+    world.container = None
+    with module.alone(0):
+        assert module.main(["check"]) == 0
+        assert "Another run has been changing ComfyUI" in error_of(world, world.guard.check)
+    assert world.changes == []
+
+
+def test_a_report_repairs_nothing(world: World) -> None:
+    world.spec_problems = ["/dev/nvidia-uvm is not in it"]
+    report = world.guard.report()
+    assert report["release"] == OLD
+    assert "/dev/nvidia-uvm is not in it" in report["findings"][0]
+    assert not any(words[0] == "systemctl" for words in world.calls)
+
+
+# How releases change.
+
+
+def test_a_good_release_takes_over(world: World) -> None:
+    result = activate(world, NEW)
+    assert (result["changed"], result["before"]) == (True, OLD)
+    assert (world.guard.releases.current, world.release) == (NEW, NEW)
+    assert world.guard.releases.state()["proved"] == [OLD, NEW]
+    assert activate(world, NEW)["changed"] is False
+
+
+@pytest.mark.parametrize(
+    ("image", "why"),
+    [("exits", "its container ends, with status 3"), ("silent", "does not answer"), ("blind", "cuInit answered 999")],
+)
+def test_a_release_that_fails_is_taken_back_and_marked(world: World, image: str, why: str) -> None:
+    set_image(world, BAD, image)
+    words = error_of(world, lambda: activate(world, BAD))
+    assert why in words
+    assert f"The release before ({OLD}) was started again and renders" in words
+    assert "its last words" in words
+    assert (world.guard.releases.current, world.release, world.image) == (OLD, OLD, "good")
+    assert why in world.guard.releases.state()["bad"][BAD]["why"]
+
+
+def test_a_bad_release_is_refused_until_it_is_asked_for(world: World) -> None:
+    error_of(world, lambda: activate(world, BAD))
+    done = len(world.changes)
+    assert "is marked bad: its container ends" in error_of(world, lambda: activate(world, BAD))
+    assert len(world.changes) == done
+    set_image(world, BAD, "good")
+    assert activate(world, BAD, again=True)["changed"] is True
+    assert world.guard.releases.state()["bad"] == {}
+
+
+def test_a_first_release_that_fails_stays_for_another_try(world: World) -> None:
+    world.guard.releases.mark_bad(OLD, "gone")
+    assert "there is none before it" in error_of(world, lambda: activate(world, BAD))
+    assert world.guard.releases.current == BAD
+    assert BAD not in world.guard.releases.state()["bad"]
+
+
+def test_a_proved_release_that_fails_now_is_not_blamed(world: World) -> None:
+    activate(world, NEW)
+    world.made(NEW, "silent")
+    error_of(world, lambda: activate(world, NEW))
+    assert world.guard.releases.current == NEW
+    assert world.guard.releases.state()["bad"] == {}
+
+
+def test_a_full_queue_is_not_lost_unless_asked(world: World) -> None:
+    world.queue = (["one"], ["two", "three"])
+    words = error_of(world, lambda: activate(world, NEW, drain_s=0.01))
+    assert "3 jobs run or wait after 0.01 s, expected an empty queue" in words
+    assert world.changes == []
+    assert activate(world, NEW, drain_s=0)["jobs_lost"] == 3
+
+
+def test_a_missing_image_and_a_full_disk_are_seen_before_the_stop(
+    world: World, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    set_image(world, NEW, "absent")
+    assert "is not on this host" in error_of(world, lambda: activate(world, NEW))
+    set_image(world, NEW, "good")
+    monkeypatch.setattr(module, "room_problems", lambda _: ["The disk is full."])
+    assert "The disk is full." in error_of(world, lambda: activate(world, NEW))
+    assert world.changes == []
+
+
+def test_one_change_at_a_time(world: World, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "LOCK_WAIT_S", 0)
+    with module.alone(0):
+        assert "Another run has been changing ComfyUI" in error_of(world, lambda: activate(world, NEW))
+    assert world.changes == []
+    assert activate(world, NEW)["changed"]
+
+
+# At each step the process may end: before and after each command, each rename, and the render.
+@pytest.mark.parametrize("step", range(1, 60))
+def test_an_interrupted_change_can_be_run_again(world: World, step: int) -> None:
+    world.die_at = step
+    try:
+        activate(world, NEW)
+    except KilledError:
+        assert world.guard.releases.current in {OLD, NEW}
+        assert OLD in world.guard.releases.state()["proved"]
+    else:
+        assert world.steps < step
+    world.die_at = 10**6
+    activate(world, NEW)
+    assert (world.guard.releases.current, world.release, world.image) == (NEW, NEW, "good")
+    assert world.guard.releases.state() == {"proved": [OLD, NEW], "bad": {}}
+
+
+@pytest.mark.parametrize("step", range(1, 90))
+@pytest.mark.parametrize("then", ["run again", "leave it to the guard"])
+def test_an_interrupted_return_ends_with_what_worked(world: World, step: int, then: str) -> None:
+    world.die_at = step
+    with pytest.raises((KilledError, *world.guard.errors)):
+        activate(world, BAD)
+    world.die_at = 10**6
+    if then == "run again":
+        error_of(world, lambda: activate(world, BAD))
+        assert BAD in world.guard.releases.state()["bad"]
+    else:
+        assert check(world) == []
+    assert (world.guard.releases.current, world.release, world.image) == (OLD, OLD, "good")
+
+
+def test_going_back(world: World) -> None:
+    activate(world, NEW)
+    world.guard.rollback("", drain_s=0)
+    assert (world.guard.releases.current, world.release) == (OLD, OLD)
+    assert world.guard.releases.state()["bad"][NEW]["why"] == "an operator went back from it"
+    world.guard.rollback(NEW, drain_s=0)
+    assert world.release == NEW
+    assert "is the current one" in error_of(world, lambda: world.guard.rollback(NEW, drain_s=0))
+
+
+def test_nothing_to_go_back_to_is_said(world: World) -> None:
+    assert "no release before the current one" in error_of(world, lambda: world.guard.rollback("", drain_s=0))
+    assert world.changes == []
+
+
+# What the container may.
+
+
+def line(module: ModuleType, **changes: Any) -> str:
+    return " ".join(module.run_arguments({**RELEASE, "id": OLD, **changes}, "spec-1"))
+
+
+def test_the_container_is_confined(module: ModuleType) -> None:
+    words = line(module)
+    for part in (
         "--read-only",
         "--cap-drop ALL",
         "--security-opt no-new-privileges",
         "--user 990:990",
         "--init",
+        "--ipc private",
+        "--pids-limit 4096",
         "--log-driver journald",
         "--publish 127.0.0.1:8188:8188",
         "type=bind,src=/srv/comfyui/models,dst=/data/models,readonly",
-        "--label dgx-comfyui.release=0123456789ab",
+        f"--label dgx-comfyui.release={OLD}",
+        "--label dgx-comfyui.gpu=spec-1",
+        "--device nvidia.com/gpu=all",
     ):
-        assert words in line
-    assert line.endswith("dgx-comfyui:0.28.1-0123456789ab python main.py --listen 0.0.0.0")
-    assert "--privileged" not in line
-    assert "docker.sock" not in line
+        assert part in words
+    assert words.endswith("good python main.py --listen 0.0.0.0")
+    for part in ("--privileged", "docker.sock", "--memory", "--gpus", "seccomp", "--network", "--pid "):
+        assert part not in words
 
 
-@pytest.mark.parametrize("gpus", [["--device", "nvidia.com/gpu=0", "--device", "nvidia.com/gpu=1:0"], []])
-def test_gpus_are_asked_for_as_the_release_says(guard: ModuleType, gpus: list[str]) -> None:
-    arguments = guard.run_arguments({**RELEASE, "id": "x", "gpus": gpus})
-    image = arguments.index(RELEASE["image"])
-    assert arguments[image - len(gpus) : image] == gpus
-    assert sum("nvidia.com/gpu" in word for word in arguments) == len(gpus) / 2
+def test_limits_and_addresses_are_passed_on(module: ModuleType) -> None:
+    assert "--memory 64g" in line(module, memory_limit="64g")
+    assert "--publish [::1]:8188:8188" in line(module, bind_address="::1")
+    assert "nvidia.com" not in line(module, gpus=[])
 
 
-def test_a_wrong_call_explains_itself(guard: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
-    assert guard.main(["restart"]) == 2
-    assert "start|stop" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("address", "url"),
+    [("127.0.0.1", "127.0.0.1"), ("0.0.0.0", "127.0.0.1"), ("::", "[::1]"), ("10.0.0.7", "10.0.0.7")],  # noqa: S104
+)
+def test_the_api_is_asked_where_it_listens(module: ModuleType, address: str, url: str) -> None:
+    assert module.client_of({**RELEASE, "bind_address": address}).url == f"http://{url}:8188"
+
+
+@pytest.mark.parametrize(("words", "status"), [(["restart"], 2), (["activate"], 2), (["start", "now"], 2)])
+def test_a_wrong_call_explains_itself(module: ModuleType, words: list[str], status: int) -> None:
+    with pytest.raises(SystemExit) as caught:
+        module.main(words)
+    assert caught.value.code == status
+
+
+def test_an_error_is_one_line_and_one_result(
+    world: World, module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "Guard", lambda: world.guard)
+    assert module.main(["activate", "dddddddddddd"]) == 1
+    said = capsys.readouterr()
+    assert json.loads(said.out)["error"] in said.err
+    assert "There is no release dddddddddddd on this host" in said.err

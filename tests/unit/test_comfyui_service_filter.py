@@ -1,4 +1,4 @@
-"""What root runs is compared with everything that matters about it."""
+"""What root runs is compared with all that matters about it; addresses and flags that cannot work are refused."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-differs = importlib.import_module("filter.comfyui_service").differs
+filters = importlib.import_module("filter.comfyui_service")
+address_problem, differs, flag_problems = filters.address_problem, filters.differs, filters.flag_problems
 FILE: dict[str, Any] = {"kind": "file", "mode": "0644", "uid": 0, "gid": 0, "content": "text"}
 
 
@@ -22,3 +23,40 @@ def test_what_is_right_does_not_differ() -> None:
 )
 def test_everything_that_moved_is_noticed(change: dict[str, Any]) -> None:
     assert differs({**FILE, **change}, "file", "text")
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2", "::1"])
+def test_loopback_needs_no_guard(address: str) -> None:
+    assert address_problem(address, 8188, "", "dgx") == ""
+
+
+@pytest.mark.parametrize("address", ["0.0.0.0", "::", "10.0.0.7"])  # noqa: S104
+def test_another_address_needs_one(address: str) -> None:
+    words = address_problem(address, 8189, "", "dgx")
+    assert f"is {address}, expected 127.0.0.1: ComfyUI has no login" in words
+    assert "ssh -L 8189:127.0.0.1:8189 dgx; or say who guards it, comfyui_service_guard: network or proxy" in words
+    for guard in ("network", "proxy"):
+        assert address_problem(address, 8189, guard, "dgx") == ""
+
+
+@pytest.mark.parametrize("address", ["", "localhost", "dgx.example.com", "10.0.0.0/8", None])
+def test_what_is_no_address_is_refused_with_any_guard(address: Any) -> None:
+    for guard in ("", "network", "proxy"):
+        assert "expected an IP address of this host" in address_problem(address, 8188, guard, "dgx")
+
+
+def test_other_flags_are_welcome() -> None:
+    assert flag_problems(["--preview-size", "256", "--gpu-only", "--lowvram"], "cuda") == []
+
+
+@pytest.mark.parametrize("flag", ["--listen", "--port=80", "--base-directory", "--temp-directory", "--database-url"])
+def test_flags_that_the_service_gives_are_refused(flag: str) -> None:
+    (problem,) = flag_problems([flag, "x"], "cuda")
+    assert f"has {flag.partition('=')[0]}, expected none that the service gives itself. Take it out" in problem
+
+
+def test_pairs_that_fail_and_gpu_flags_without_one_are_refused() -> None:
+    (pair,) = flag_problems(["--gpu-only", "--enable-dynamic-vram"], "cuda")
+    assert "--gpu-only switches dynamic VRAM off" in pair
+    (alone,) = flag_problems(["--gpu-only"], "cpu")
+    assert "comfyui_device is cpu" in alone

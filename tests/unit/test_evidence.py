@@ -158,9 +158,10 @@ def test_the_list_names_what_the_roles_write() -> None:
     image = yaml.safe_load((ROOT / "roles/comfyui_image/defaults/main.yml").read_text())
     toolkit = yaml.safe_load((ROOT / "roles/nvidia_container_toolkit/vars/main.yml").read_text())
     written = {
-        service["__comfyui_service_unit_path"],
-        service["__comfyui_service_guard_path"],
+        "/etc/systemd/system/comfyui.service",
+        f"{service['__comfyui_service_lib_dir']}/comfyui_guard.py",
         f"{service['__comfyui_service_etc_dir']}/current",
+        f"{service['__comfyui_service_etc_dir']}/state.json",
         f"{image['comfyui_image_build_dir']}/Dockerfile",
         toolkit["__nvidia_container_toolkit_cdi_path"],
         toolkit["__nvidia_container_toolkit_sources"],
