@@ -52,7 +52,7 @@ def _expectation(option: Mapping[str, Any], value: Any) -> str:
     default = option.get("default")
     if "choices" in option:
         choices = [str(choice) for choice in option["choices"]]
-        return "" if str(value) in choices else f"one of {', '.join(choices)}"
+        return "" if str(value) in choices else f"one of {', '.join(choice or 'empty' for choice in choices)}"
     elements = option.get("elements")
     if kind == "list" and isinstance(value, list) and elements:
         return "" if all(_fits(elements, item) for item in value) else f"a list, each of its items {EXPECTED[elements]}"

@@ -14,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path("/etc/comfyui")
+FRESH_S = 3600
+# How many ids the state remembers of each kind, and how much of a reason.
+REMEMBERED = 20
+REASON_CHARS = 500
 
 
 class ReleaseError(Exception):
@@ -94,14 +98,16 @@ class Releases:
         state = self.state()
         if state["proved"][-1:] == [identity] and identity not in state["bad"]:
             return
-        state["proved"] = [*(one for one in state["proved"] if one != identity), identity]
+        state["proved"] = [*(one for one in state["proved"] if one != identity), identity][-REMEMBERED:]
         state["bad"].pop(identity, None)
         self._save(state)
 
     def mark_bad(self, identity: str, why: str) -> None:
         """Note why a release is not to be run again."""
         state = self.state()
-        state["bad"][identity] = {"when": now(), "why": why}
+        state["bad"].pop(identity, None)
+        newest = sorted(state["bad"].items(), key=lambda item: str(item[1]["when"]))[-REMEMBERED + 1 :]
+        state["bad"] = {**dict(newest), identity: {"when": now(), "why": why[-REASON_CHARS:]}}
         state["proved"] = [one for one in state["proved"] if one != identity]
         self._save(state)
 
@@ -113,10 +119,20 @@ class Releases:
         return ""
 
     def forget(self, kept: int) -> list[str]:
-        """Remove the files of all releases but the current one and the `kept` last ones before it. Names them."""
-        proved = [one for one in self.state()["proved"] if one != self.current]
+        """Remove the files of all releases but the current one and the `kept` last ones before it. Names them.
+
+        One that was written a moment ago and that nobody tried yet is of a run that waits for its turn.
+        """
+        state = self.state()
+        proved = [one for one in state["proved"] if one != self.current]
         wanted = {self.current, *(proved[-kept:] if kept else [])}
-        gone = [path for path in sorted((self.folder / "releases").glob("*.json")) if path.stem not in wanted]
+        tried = {*state["proved"], *state["bad"]}
+        old = time.time() - FRESH_S
+        gone = [
+            path
+            for path in sorted((self.folder / "releases").glob("*.json"))
+            if path.stem not in wanted and (path.stem in tried or path.stat().st_mtime < old)
+        ]
         for path in gone:
             path.unlink()
         return [path.stem for path in gone]

@@ -51,9 +51,26 @@ def test_the_container_has_no_rights_to_spare(container: dict[str, Any], site: d
     assert limits["SecurityOpt"] == ["no-new-privileges"]
     assert limits["Privileged"] is False
     assert limits["PidMode"] == ""
+    assert limits["IpcMode"] == "private"
+    assert limits["PidsLimit"] > 0
     assert limits["NetworkMode"] in {"bridge", "default"}
     assert container["Config"]["User"] == f"{site['comfyui_user_id']}:{site['comfyui_user_id']}"
     assert not [mount for mount in container["Mounts"] if mount["Source"].endswith("docker.sock")]
+
+
+def test_the_kernel_agrees_that_it_has_none(host: Any) -> None:
+    status = dict(
+        line.split(":", 1) for line in host.check_output("docker exec comfyui cat /proc/1/status").splitlines()
+    )
+    assert int(status["CapEff"], 16) == int(status["CapBnd"], 16) == 0
+    assert status["NoNewPrivs"].strip() == "1"
+    assert status["Seccomp"].strip() == "2"  # a filter: Docker's own
+
+
+def test_the_guard_looks_after_it_and_finds_nothing(host: Any) -> None:
+    assert host.service("comfyui-guard.timer").is_running
+    report = json.loads(host.check_output("python3 /usr/local/lib/comfyui/comfyui_guard.py report"))
+    assert report["findings"] == []
 
 
 def test_the_process_runs_as_the_service_account(host: Any, site: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -75,10 +76,23 @@ def test_the_newest_are_kept(releases: Releases, kept: int, left: list[str]) -> 
     assert sorted(path.stem for path in (releases.folder / "releases").iterdir()) == left
 
 
-def test_what_never_proved_itself_is_forgotten(releases: Releases) -> None:
+def test_what_never_proved_itself_is_forgotten_unless_its_run_may_still_wait(releases: Releases) -> None:
     releases.mark_proved("aaa")
     releases.point_at("aaa")
-    assert releases.forget(5) == ["bbb", "ccc"]
+    os.utime(releases.path("bbb"), (0, 0))
+    assert releases.forget(5) == ["bbb"]
+    releases.mark_bad("ccc", "it broke")
+    assert releases.forget(5) == ["ccc"]
+
+
+def test_the_state_does_not_grow(releases: Releases) -> None:
+    for number in range(50):
+        releases.mark_proved(f"good-{number}")
+        releases.mark_bad(f"bad-{number}", "x" * 10_000)
+    state = releases.state()
+    assert (len(state["proved"]), len(state["bad"])) == (20, 20)
+    assert state["proved"][-1] == "good-49"
+    assert len(state["bad"]["bad-49"]["why"]) == 500
 
 
 def test_an_interrupted_write_leaves_the_old_state(releases: Releases, monkeypatch: pytest.MonkeyPatch) -> None:
