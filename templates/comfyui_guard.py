@@ -402,8 +402,8 @@ class Guard:
                     restart_unit()
                 bad = state["bad"][identity]
                 raise GuardError(
-                    f"Release {identity} was tried at {bad['when']} and is marked bad: {bad['why'].rstrip('.')}. Expected "
-                    f"another one; {before} runs. Change what was wrong, or try it once more: "
+                    f"Release {identity} was tried at {bad['when']} and is marked bad: {bad['why'].rstrip('.')}. "
+                    f"Expected another one; {before} runs. Change what was wrong, or try it once more: "
                     "ansible-playbook site.yml -e comfyui_service_retry_bad_release=true"
                 )
             changed = current != identity or not self.runs(identity)

@@ -34,8 +34,9 @@ def live() -> LiveHost:
 
 @pytest.fixture(scope="module")
 def address(live: LiveHost) -> str:
-    """The host's address as other machines see it."""
-    return live.shell("hostname --all-ip-addresses").split()[0]
+    """The host's address for other machines, of which this is one."""
+    command = ["docker", "container", "inspect", "--format", "{{.NetworkSettings.IPAddress}}", live.container]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +61,11 @@ def scanner(live: LiveHost) -> str:
 
 
 def findings(live: LiveHost, scanner: str, url: str) -> set[str]:
-    """Ids of all that is not in order."""
+    """All that is not in order; what it could not check is not among it."""
     report = json.loads(live.run(f"{scanner} {url}").stdout)
     (target,) = report["targets"]
     assert len(target["results"]) > 3, target
-    return {f"{one['id']}: {one['title']}" for one in target["results"] if one["status"] != "pass"}
+    return {f"{one['id']}: {one['title']}" for one in target["results"] if one["status"] in {"fail", "warn"}}
 
 
 def reaches(address: str, port: int = 8188) -> bool:
@@ -92,9 +93,9 @@ def test_the_scanner_finds_only_what_the_page_explains(live: LiveHost, scanner: 
 def proxy(live: LiveHost) -> LiveHost:
     """The proxy of the page, command by command."""
     setup, serve = (block for block in blocks("sh") if "nginx" in block)
-    live.shell(
-        f"export DEBIAN_FRONTEND=noninteractive; apt-get update --quiet=2; {setup} <<< 'a password'", timeout_s=300
-    )
+    live.write("/root/password", "a password\n")
+    script = f"exec < /root/password; export DEBIAN_FRONTEND=noninteractive; apt-get update --quiet=2; {setup}"
+    live.shell(script, timeout_s=300)
     (configuration,) = blocks("nginx")
     live.write("/etc/nginx/conf.d/comfyui.conf", configuration)
     live.shell(serve)
