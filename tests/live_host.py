@@ -49,7 +49,7 @@ class LiveHost:
     def run(self, script: str, timeout_s: float = 180) -> subprocess.CompletedProcess[str]:
         """Run a script on the host, however it ends."""
         command = ["docker", "exec", self.container, "bash", "-uo", "pipefail", "-c", script]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_s)
+        return subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=timeout_s)
 
     def shell(self, script: str, timeout_s: float = 180) -> str:
         """Run a script on the host; it must succeed."""
