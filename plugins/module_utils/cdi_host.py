@@ -18,11 +18,14 @@ from typing import Any
 
 try:
     from ansible.module_utils.cdi_spec import SpecError, compare, device_nodes, host_files, parse
+    from ansible.module_utils.gpu_request import parse_gpus, spellings
 except ImportError:  # beside the guard, without Ansible
     from cdi_spec import SpecError, compare, device_nodes, host_files, parse
+    from gpu_request import parse_gpus, spellings
 
 SPEC = Path("/var/run/cdi/nvidia.yaml")
 DRIVER_VERSION = Path("/proc/driver/nvidia/version")
+REFRESH_SETTINGS = Path("/etc/nvidia-container-toolkit/nvidia-cdi-refresh.env")
 NODE_PATTERNS = ("/dev/nvidia*", "/dev/nvidia-caps/*")
 
 
@@ -48,16 +51,29 @@ def read_spec(path: Path = SPEC) -> dict[str, Any]:
     return spec
 
 
-def spec_problems(path: Path = SPEC, *, every_gpu: bool = True) -> list[str]:
-    """How the specification differs from this host, in words; empty where it fits."""
+def spec_problems(path: Path = SPEC, gpu_list: str = "", *, every_gpu: bool = True) -> list[str]:
+    """How the specification differs from this host, in words; empty where it fits.
+
+    `gpu_list` is the output of `nvidia-smi -L`; an empty one is not compared.
+    """
     try:
         spec = read_spec(path)
     except SpecError as error:
         return [str(error)]
-    listed = [node for pattern in NODE_PATTERNS for node in glob.glob(pattern)]
+    live = character_devices([*(node for pattern in NODE_PATTERNS for node in glob.glob(pattern)), *device_nodes(spec)])
     missing = [file for file in host_files(spec) if not os.path.exists(file)]
-    problems: list[str] = compare(spec, character_devices([*listed, *device_nodes(spec)]), missing, every_gpu=every_gpu)
+    devices = spellings(parse_gpus(gpu_list))
+    problems: list[str] = compare(spec, live, missing, devices=devices, every_gpu=every_gpu)
     return problems
+
+
+def limited(path: Path = REFRESH_SETTINGS) -> bool:
+    """Whether the operator chose the GPUs that the specification describes."""
+    try:
+        text = path.read_text()
+    except OSError:
+        return False
+    return bool(re.search(r"(?m)^\s*NVIDIA_CTK_CDI_GENERATE_(DEVICE_IDS|NO_ALL_DEVICE)=", text))
 
 
 def driver_problem(path: Path = SPEC, version: Path = DRIVER_VERSION) -> str:

@@ -46,44 +46,12 @@ missing_nodes:
   sample: ["/dev/nvidia-uvm"]
 """
 
-import glob
 import os
-import stat
-from collections.abc import Iterable
+from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
-from ansible.module_utils.cdi_spec import REQUIRED_NODES, SpecError, compare, device_nodes, host_files, parse
-from ansible.module_utils.gpu_request import parse_gpus, spellings
-
-NODE_PATTERNS = ("/dev/nvidia*", "/dev/nvidia-caps/*")
-
-
-def character_devices(paths: Iterable[str]) -> dict[str, tuple[int, int]]:
-    """Major and minor number of those paths that are character devices."""
-    found = {}
-    for path in paths:
-        if os.path.exists(path):
-            status = os.stat(path)
-            if stat.S_ISCHR(status.st_mode):
-                found[path] = (os.major(status.st_rdev), os.minor(status.st_rdev))
-    return found
-
-
-def problems_of(path: str, gpu_list: str = "", *, every_gpu: bool) -> list[str]:
-    """What is wrong with the specification at `path`."""
-    try:
-        with open(path, encoding="utf-8") as handle:
-            spec = parse(handle.read())
-    except FileNotFoundError:
-        return ["there is none"]
-    except (OSError, UnicodeDecodeError, SpecError) as error:
-        return [f"it cannot be read: {error}"]
-    listed = [node for pattern in NODE_PATTERNS for node in glob.glob(pattern)]
-    live = character_devices([*listed, *device_nodes(spec)])
-    missing = [file for file in host_files(spec) if not os.path.exists(file)]
-    devices = spellings(parse_gpus(gpu_list))
-    problems: list[str] = compare(spec, live, missing, devices=devices, every_gpu=every_gpu)
-    return problems
+from ansible.module_utils.cdi_host import spec_problems
+from ansible.module_utils.cdi_spec import REQUIRED_NODES
 
 
 def main() -> None:
@@ -97,7 +65,9 @@ def main() -> None:
     )
     module.exit_json(
         changed=False,
-        problems=problems_of(module.params["path"], module.params["gpu_list"], every_gpu=module.params["every_gpu"]),
+        problems=spec_problems(
+            Path(module.params["path"]), module.params["gpu_list"], every_gpu=module.params["every_gpu"]
+        ),
         missing_nodes=[node for node in REQUIRED_NODES if not os.path.exists(node)],
     )
 

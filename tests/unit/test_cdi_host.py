@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+import yaml
 
-from cdi_host import driver_problem, fingerprint, read_spec, spec_problems
-from cdi_spec import SpecError
+from cdi_host import SpecError, character_devices, driver_problem, fingerprint, limited, read_spec, spec_problems
 
 
 def write(path: Path, driver: str = "580.159.04") -> Path:
@@ -61,3 +62,61 @@ def test_files_and_nodes_that_are_not_there_are_problems(tmp_path: Path) -> None
     problems = spec_problems(write(tmp_path / "spec"))
     assert any("it mounts /usr/lib/libcuda.so.580.159.04, which is not there" in one for one in problems)
     assert any("/dev/nvidiactl" in one for one in problems)
+
+
+def test_only_character_devices_are_nodes(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    found = character_devices(["/dev/null", str(plain), str(tmp_path / "absent")])
+    assert found == {"/dev/null": (1, 3)}
+
+
+def test_gpus_are_compared_where_they_are_known(tmp_path: Path) -> None:
+    gpu_list = "GPU 0: NVIDIA GB10 (UUID: GPU-0aaaaaaa-0000-0000-0000-000000000000)\n"
+    spec = write(tmp_path / "spec")
+    assert any("it has no device '0'" in one for one in spec_problems(spec, gpu_list))
+    assert not any("it has no device '0'" in one for one in spec_problems(spec))
+
+
+@pytest.mark.parametrize(
+    ("text", "chosen"),
+    [
+        ("NVIDIA_CTK_CDI_GENERATE_DEVICE_IDS=0\n", True),
+        ("# NVIDIA_CTK_CDI_GENERATE_DEVICE_IDS=0\n", False),
+        (None, False),
+    ],
+)
+def test_a_choice_of_the_operator_is_seen(tmp_path: Path, text: str | None, chosen: bool) -> None:
+    if text is not None:
+        (tmp_path / "env").write_text(text)
+    assert limited(tmp_path / "env") == chosen
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"cdiVersion: [\n"])
+def test_an_unreadable_specification_is_a_problem(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "nvidia.yaml"
+    path.write_bytes(content)
+    (problem,) = spec_problems(path, every_gpu=True)
+    assert problem.startswith("it cannot be read: ")
+
+
+def test_nodes_and_files_are_looked_up_on_the_host(tmp_path: Path) -> None:
+    spec = {
+        "cdiVersion": "0.7.0",
+        "kind": "nvidia.com/gpu",
+        "devices": [
+            {"name": "all", "containerEdits": {"deviceNodes": [{"path": "/dev/null", "major": 1, "minor": 5}]}}
+        ],
+        "containerEdits": {
+            "mounts": [
+                {"hostPath": os.fspath(tmp_path), "containerPath": "/a"},
+                {"hostPath": f"{tmp_path}/gone", "containerPath": "/b"},
+            ]
+        },
+    }
+    path = tmp_path / "nvidia.yaml"
+    path.write_text(yaml.safe_dump(spec))
+    problems = spec_problems(path, every_gpu=False)
+    assert "it gives /dev/null as 1:5, the host has 1:3" in problems
+    assert f"it mounts {tmp_path}/gone, which is not there" in problems
+    assert not any(f"{tmp_path}," in problem for problem in problems)
