@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -55,6 +56,15 @@ def address_problem(address: Any, port: Any, guard: str, host: str) -> str:
     )
 
 
+def flags_of_machine(table: Mapping[str, Mapping[str, Any]], kind: str, version: str) -> list[str]:
+    """The flags that a kind of machine gets with a version of ComfyUI."""
+
+    def numbers(text: Any) -> list[int]:
+        return [int(number) for number in re.findall(r"\d+", str(text))]
+
+    return [flag for flag, first in table.get(kind, {}).items() if numbers(version) >= numbers(first)]
+
+
 def flag_problems(flags: Sequence[Any], device: str) -> list[str]:
     """Why these flags cannot be added to those of the service."""
     given = [str(word).partition("=")[0] for word in flags]
@@ -86,4 +96,5 @@ class FilterModule:
             "comfyui_service_address_problem": address_problem,
             "comfyui_service_differs": differs,
             "comfyui_service_flag_problems": flag_problems,
+            "flags_of_machine": flags_of_machine,
         }

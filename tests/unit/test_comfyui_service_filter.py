@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
+ROOT = Path(__file__).parents[2]
 filters = importlib.import_module("filter.comfyui_service")
 address_problem, differs, flag_problems = filters.address_problem, filters.differs, filters.flag_problems
 FILE: dict[str, Any] = {"kind": "file", "mode": "0644", "uid": 0, "gid": 0, "content": "text"}
@@ -60,3 +63,18 @@ def test_pairs_that_fail_and_gpu_flags_without_one_are_refused() -> None:
     assert "--gpu-only switches dynamic VRAM off" in pair
     (alone,) = flag_problems(["--gpu-only"], "cpu")
     assert "comfyui_device is cpu" in alone
+
+
+@pytest.mark.parametrize(
+    ("kind", "version", "flags"),
+    [
+        ("dgx-spark", "0.28.1", ["--disable-pinned-memory"]),
+        ("dgx-spark", "0.3.68", []),
+        ("dgx-spark", "0.33.0", ["--disable-pinned-memory"]),
+        ("dgx-h200", "0.28.1", []),
+        ("", "0.28.1", []),
+    ],
+)
+def test_flags_come_by_machine_and_version_as_delivered(kind: str, version: str, flags: list[str]) -> None:
+    site = yaml.safe_load((ROOT / "inventory/group_vars/all/comfyui.yml").read_text())
+    assert filters.flags_of_machine(site["comfyui_machine_flags"], kind, version) == flags

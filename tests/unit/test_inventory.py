@@ -21,6 +21,7 @@ OUTPUTS = {
     "preflight_found_gpus",
     "preflight_found_gpu_request",
     "preflight_found_capabilities",
+    "preflight_found_machine",
     "comfyui_image_reference",
 }
 
