@@ -158,15 +158,18 @@ def changed_paths(before: Mapping[str, Any], after: Mapping[str, Any], parent: s
 
 
 def without(config: Mapping[str, Any], dotted: str) -> dict[str, Any]:
-    """`config` without the key of this dotted name, and without the objects that become empty by it."""
+    """`config` without the key of this dotted name.
+
+    An object that becomes empty by it stays: a reload forgets the runtimes of a file with `{}`, and not those of a file
+    that does not speak of them (measured with 26.1).
+    """
     name, _, rest = dotted.partition(".")
     value = config.get(name)
-    if name not in config or (rest and not isinstance(value, dict)):
+    if not rest:
+        return {key: held for key, held in config.items() if key != name}
+    if not isinstance(value, dict):
         return dict(config)
-    inner = without(value, rest) if rest and isinstance(value, dict) else {}
-    if rest and same(inner, value):
-        return dict(config)
-    return {key: inner if key == name else config[key] for key in config if key != name or inner}
+    return {key: without(value, rest) if key == name else held for key, held in config.items()}
 
 
 def ghost_runtime(config: Mapping[str, Any], argv: list[str]) -> str:
@@ -327,7 +330,8 @@ def plan(text: str, wanted: Mapping[str, Any], argv: list[str], remove: Iterable
     if ghost := ghost_runtime(after, argv):
         raise DaemonJsonError(f"default-runtime is {ghost!r}, expected one that stands under runtimes")
     gone = [dotted for dotted in remove if not same(without(before, dotted), before)]
-    changed = [] if same(before, after) else sorted({*changed_paths(before, after), *gone})
+    other = [path for path in changed_paths(before, after) if not any(name.startswith(f"{path}.") for name in gone)]
+    changed = [] if same(before, after) else sorted({*other, *gone})
     return Plan(render(after, text) if changed else None, after, kept, changed, left)
 
 

@@ -28,7 +28,7 @@ options:
     type: dict
     default: {}
   remove:
-    description: Dotted names of keys to take out, with the objects that become empty by it.
+    description: Dotted names of keys to take out. An object that becomes empty by it stays, so that a reload sees it.
     type: list
     elements: str
     default: []

@@ -217,7 +217,7 @@ def test_after_a_reload_that_leaves_a_restart_the_way_back_stays_open(host: Host
 def test_keys_are_taken_out_again(host: Host) -> None:
     host.run(keys={"runtimes": {"nvidia": {"path": "nvidia-container-runtime"}}, **KEYS})
     assert host.run(remove=["runtimes.nvidia"])["changed_keys"] == ["runtimes.nvidia"]
-    assert json.loads(host.file.read_text()) == {"default-cgroupns-mode": "host", "live-restore": True}
+    assert json.loads(host.file.read_text()) == {"default-cgroupns-mode": "host", "live-restore": True, "runtimes": {}}
     assert not host.run(remove=["runtimes.nvidia"])["changed"]
 
 

@@ -150,9 +150,10 @@ def test_only_what_is_to_go_goes(before: dict[str, Any], name: str, inner: str) 
         assert same(after, before)
 
 
-def test_what_becomes_empty_goes_as_well() -> None:
+def test_what_becomes_empty_stays_for_the_reload_to_see() -> None:
     config = {"runtimes": {"nvidia": {"path": "x"}}, "features": {"cdi": True, "buildkit": True}, "empty": {}}
-    assert without(config, "runtimes.nvidia") == {"features": {"cdi": True, "buildkit": True}, "empty": {}}
+    assert without(config, "runtimes.nvidia") == {**config, "runtimes": {}}
+    assert without(config, "empty") == {key: value for key, value in config.items() if key != "empty"}
     assert without(config, "features.cdi")["features"] == {"buildkit": True}
     assert plan(json.dumps(config), {}, [], ["runtimes.nvidia"]).changed_keys == ["runtimes.nvidia"]
     assert plan(json.dumps(config), {}, [], ["runtimes.other"]).text is None
