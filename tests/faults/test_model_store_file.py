@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -265,6 +266,15 @@ def test_a_wrong_file_is_moved_away_reported_and_replaced(
     assert Path(rejected).read_bytes() == content
     assert dest.read_bytes() == CONTENT
     assert succeed(hub, dest)["changed"] is False
+
+
+def test_a_synthetic_checkpoint_never_passes_for_the_real_one(hub: Hub, dest: Path) -> None:
+    # Even at the published size: only the digest counts.
+    header = json.dumps({"__metadata__": {"synthetic": "random values in SDXL's layout"}}).encode()
+    dest.write_bytes((struct.pack("<Q", len(header)) + header).ljust(SIZE_B, b"\0"))
+    hub.fault("status", status=503, match="*")
+    fail(hub, dest, attempts=2)
+    assert not dest.exists()
 
 
 def test_a_wrong_file_is_not_left_in_place_when_the_hub_fails(hub: Hub, dest: Path) -> None:

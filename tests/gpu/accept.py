@@ -81,7 +81,7 @@ def run_step(step: str, inventory: str, host: str, extra: list[str], log: Path) 
         ) as process,
     ):
         for line in process.stdout or ():
-            sys.stdout.write(line)
+            print(line, end="", flush=True)
             kept.write(line)
     seconds = time.monotonic() - began_s
     output = log.read_text()

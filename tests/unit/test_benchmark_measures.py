@@ -30,8 +30,8 @@ def graph(name: str) -> dict[str, Any]:
 
 
 def sample(at_s: float, **figures: Any) -> measures.Sample:
-    known: dict[str, Any] = {"gpu": 0, "utilisation": 90.0, "memory_b": 10, "power_w": 100.0, "host_available_b": 50}
-    return measures.Sample(at_s=at_s, **(known | figures))
+    busy = measures.Sample(at_s, 0, 90.0, 10, 100.0, 50)
+    return busy._replace(**figures)
 
 
 def result(name: str, *medians: float, **more: Any) -> dict[str, Any]:

@@ -117,25 +117,33 @@ def main(arguments: list[str]) -> int:
         )
         return 2
     root, driver = (Path(argument).resolve() for argument in arguments)
-    group = CGROUP / "bare-host"
-    if (CGROUP / "cgroup.controllers").exists():
-        group.mkdir(exist_ok=True)
-        (group / "cgroup.procs").write_text(str(os.getpid()))
     if driver.is_dir():
         lay_out_driver(root, driver)
-    if libc.unshare(NEW_NAMESPACES) != 0:
-        raise OSError(ctypes.get_errno(), "unshare failed: is this root?")
-    mount("none", Path("/"), None, MS_REC | MS_PRIVATE)
-    child = os.fork()
-    if child == 0:
-        try:
-            become_init(root)
-        except OSError as error:
-            sys.stderr.write(f"{error}\n")
-        os._exit(1)
+    # A process that left its namespaces can no longer start programs that look at them, so a child leaves them.
+    answer, ask = os.pipe()
+    if os.fork() == 0:
+        if (CGROUP / "cgroup.controllers").exists():
+            # Nothing but systemd may stay in the group that becomes its root.
+            (CGROUP / "bare-host").mkdir(exist_ok=True)
+            (CGROUP / "bare-host/cgroup.procs").write_text(str(os.getpid()))
+        if libc.unshare(NEW_NAMESPACES) != 0:
+            sys.stderr.write(f"unshare failed: {os.strerror(ctypes.get_errno())}\n")
+            os._exit(1)
+        mount("none", Path("/"), None, MS_REC | MS_PRIVATE)
+        child = os.fork()
+        if child == 0:
+            try:
+                become_init(root)
+            except OSError as error:
+                sys.stderr.write(f"{error}\n")
+            os._exit(1)
+        os.write(ask, str(child).encode())
+        os._exit(0)
+    child = int(os.read(answer, 20) or b"0")
+    os.wait()
     deadline = time.monotonic() + BOOT_LIMIT_S
     enter = [shutil.which("nsenter") or "nsenter", "--target", str(child), "--all", "--"]
-    while time.monotonic() < deadline:
+    while child and time.monotonic() < deadline:
         done = subprocess.run([*enter, "systemctl", "is-system-running"], capture_output=True, text=True, check=False)
         if done.stdout.strip() in ("running", "degraded"):
             sys.stdout.write(f"{child}\n")

@@ -35,7 +35,7 @@ done
 echo "==> ComfyUI's source, a certificate, and this project"
 git clone --quiet --bare "$source" "$work/comfyui.git"
 git -C "$work/comfyui.git" config uploadpack.allowAnySHA1InWant true
-openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=172.17.0.1 -addext subjectAltName=IP:172.17.0.1 \
+openssl req -x509 -newkey rsa:2048 -nodes -days 30 -subj /CN=packages.test -addext subjectAltName=DNS:packages.test \
   -keyout "$work/serve/key.pem" -out "$work/serve/ca.pem" 2>/dev/null
 cat "$work/serve/key.pem" "$work/serve/ca.pem" >"$work/serve/tls.pem"
 git -C "$root" ls-files --cached --others --exclude-standard -z |

@@ -12,7 +12,7 @@ driver=${DRIVER:-/usr/local/nvidia}
 site=${SITE_PACKAGES:-$(python3 -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))')}
 
 enter() {
-  nsenter --target "$(cat "$home/pid")" --all --wd=/srv/project -- env --ignore-environment HOME=/root LC_ALL=C.UTF-8 \
+  nsenter --target "$(cat "$home/pid")" --all -- env --ignore-environment --chdir=/srv/project HOME=/root LC_ALL=C.UTF-8 \
     PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin "$@"
 }
 
@@ -26,7 +26,8 @@ unpack() {
 }
 
 boot() {
-  mkdir -p "$root/srv/serve/blobs" "$root/srv/comfyui/models/checkpoints" "$root/srv/workflows/input"
+  mkdir -p "$root/srv/serve/blobs" "$root/srv/comfyui/models/checkpoints" "$root/srv/workflows/input" "$root/etc/docker"
+  echo '{"dns": ["172.17.0.1"]}' >"$root/etc/docker/daemon.json" # serve.py answers there
   mv "$home"/image/blobs/* "$root/srv/serve/blobs/"
   /usr/bin/python3 "$here/boot.py" "$root" "$driver" >"$home/pid"
   enter systemd-run --quiet --unit serve python3 /srv/project/tests/gpu/bare_host/serve.py /srv/serve
@@ -51,9 +52,9 @@ dgx:
       comfyui_base_image: 127.0.0.1:5000/pytorch:this-machine@$(cat "$home/image/base")
       comfyui_source_repo: file:///srv/comfyui.git
       comfyui_source_commit: $(enter git -C /srv/comfyui.git rev-parse "v$version^{commit}")
-      comfyui_package_index: https://172.17.0.1:8443/simple
+      comfyui_package_index: https://packages.test:8443/simple
       comfyui_extra_ca_bundle: /srv/serve/ca.pem
-      comfyui_toolkit_repository: packages of the stand-in, installed beforehand
+      comfyui_toolkit_repository: https://stand-in.invalid/toolkit # its packages are installed already
       comfyui_models: []
       comfyui_workflows_models: [checkpoints/synthetic-not-sdxl.safetensors]
       comfyui_workflows_source_dir: /srv/workflows

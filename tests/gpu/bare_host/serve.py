@@ -1,7 +1,8 @@
 #!/usr/bin/python3
 """Serve what a host without a network would fetch: a base image by digest, and Python packages by hash.
 
-    serve.py FOLDER      a registry at 127.0.0.1:5000, a package index at https://ADDRESS:8443/simple
+    serve.py FOLDER      a registry at 127.0.0.1:5000, a package index at https://packages.test:8443/simple, and a name
+                         server on the engine's bridge that knows no other name
 
 FOLDER/image.json names the image (repository, tag) and its blobs; FOLDER/blobs/ has them by digest, FOLDER/wheels/ the
 packages, FOLDER/tls.pem certificate and key. Read-only, and only what Docker and pip ask for. Standard library only.
@@ -15,6 +16,7 @@ import html
 import json
 import re
 import shutil
+import socket
 import ssl
 import sys
 import threading
@@ -22,6 +24,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 REGISTRY = ("127.0.0.1", 5000)
+BRIDGE = "172.17.0.1"
 INDEX = ("0.0.0.0", 8443)  # noqa: S104 - a build's container asks from its bridge, and nothing else is on this network
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
@@ -72,6 +75,8 @@ class Handler(BaseHTTPRequestHandler):
     """Answers GET and HEAD."""
 
     protocol_version = "HTTP/1.1"
+    # Docker tries TLS first, and turns to plain HTTP only where the answer to that is one of HTTP.
+    default_request_version = "HTTP/1.1"
 
     def __init__(self, folder: Path, *arguments: object) -> None:
         self.folder = folder
@@ -117,6 +122,24 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing: the clients report what they miss."""
 
 
+def dns_answer(question: bytes) -> bytes:
+    """Every name is this host (RFC 1035): pip verifies names only, and a build's container sees no other hosts file."""
+    end = question.index(b"\0", 12) + 5
+    is_address = question[end - 4 : end - 2] == b"\0\1"
+    head = question[:2] + b"\x81\x80\0\1" + (b"\0\1" if is_address else b"\0\0") + b"\0\0\0\0"
+    answer = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4" + socket.inet_aton(BRIDGE) if is_address else b""
+    return head + question[12:end] + answer
+
+
+def serve_names() -> None:
+    """Answer for ever."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        server.bind(("0.0.0.0", 53))  # noqa: S104 - as INDEX
+        while True:
+            question, asker = server.recvfrom(512)
+            server.sendto(dns_answer(question), asker)
+
+
 def main(arguments: list[str]) -> int:
     """Entry point."""
     if len(arguments) != 1:
@@ -129,7 +152,8 @@ def main(arguments: list[str]) -> int:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(folder / "tls.pem")
     index.socket = context.wrap_socket(index.socket, server_side=True)
-    threading.Thread(target=registry.serve_forever, daemon=True).start()
+    for task in (registry.serve_forever, serve_names):
+        threading.Thread(target=task, daemon=True).start()
     index.serve_forever()
     return 0
 
