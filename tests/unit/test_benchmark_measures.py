@@ -55,7 +55,7 @@ def result(name: str, *medians: float, **more: Any) -> dict[str, Any]:
 )
 def test_a_line_of_the_driver_is_read(line: str, wanted: tuple[Any, ...]) -> None:
     found = measures.parse_sample(line, 1.0, 2)
-    assert found == measures.Sample(1.0, *wanted, 2)
+    assert found == (1.0, *wanted, 2)
 
 
 @pytest.mark.parametrize("line", ["", "No devices were found", "index, utilization.gpu [%]", "0, 1, 2"])
