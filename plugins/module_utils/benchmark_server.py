@@ -53,8 +53,11 @@ def one_line(text: str, limit: int = 300) -> str:
 
 
 def call(*argv: str) -> subprocess.CompletedProcess[str]:
-    """Run a program; the caller looks at the status."""
-    return subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
+    """Run a program; the caller looks at the status, which is 127 where there is no such program."""
+    try:
+        return subprocess.run(argv, capture_output=True, text=True, errors="replace", check=False)
+    except FileNotFoundError as error:
+        return subprocess.CompletedProcess(argv, 127, "", str(error))
 
 
 def load_guard(path: str) -> Any:

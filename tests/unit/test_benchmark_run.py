@@ -97,6 +97,14 @@ def test_a_host_without_the_guard_was_not_provisioned() -> None:
         server.load_guard("/nowhere/guard.py")
 
 
+def test_a_host_without_the_drivers_program_has_no_gpu_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert server.call("nvidia-smi").returncode == 127
+    assert server.gpu_processes() == []
+    with server.Sampler() as sampler:
+        assert sampler.samples == []
+
+
 def test_the_plain_run_enters_only_the_mounts() -> None:
     contained = server.ContainerServer(server.load_guard(str(GUARD)), RELEASE, "/work", ["--fast"])
     argv = server.PlainServer(contained).argv(42, ["A=b"], "/opt/comfyui/app", "990:990", ["python", "main.py"])

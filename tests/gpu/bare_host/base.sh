@@ -23,10 +23,16 @@ done
 # The names by which programs load the driver, which the real toolkit's hook would make when a container starts.
 links=$(mktemp -d)
 mkdir -p "$links/usr/lib/x86_64-linux-gnu" "$links"/{dev,proc,sys,run,tmp,root,home,srv}
+chmod 1777 "$links/tmp"
 for name in libcuda.so.1 libnvidia-ml.so.1 libnvidia-ptxjitcompiler.so.1 libnvidia-gpucomp.so.1; do
   ln -s "${name%.1}.$driver" "$links/usr/lib/x86_64-linux-gnu/$name"
 done
 ln -s "libnvidia-nvvm.so.$driver" "$links/usr/lib/x86_64-linux-gnu/libnvidia-nvvm.so.4"
+
+# Two layers: Docker takes no path twice in one, and both bring setuptools.
+keep() {
+  tee "$folder/$1.tar" | sha256sum | cut -d' ' -f1 >"$folder/$1.sha256"
+}
 
 cd /
 tar --create --numeric-owner --file - \
@@ -34,13 +40,13 @@ tar --create --numeric-owner --file - \
   --exclude='usr/lib/lib*nvidia*' --exclude='usr/lib/libcuda*' --exclude='usr/lib/libnv*' --exclude='usr/lib/libvdpau*' \
   --exclude='usr/lib/x86_64-linux-gnu/libcudnn*' --exclude='usr/lib/x86_64-linux-gnu/libnccl*' \
   --exclude='usr/lib/python3/dist-packages/_sandboxing*' --exclude='etc/ld.so.cache' --exclude='etc/hosts' --exclude='etc/resolv.conf' \
-  --transform="s,^${site#/},usr/local/lib/$python/dist-packages," \
-  bin lib lib64 sbin etc usr var/lib/dpkg \
+  bin lib lib64 sbin etc usr var/lib/dpkg | keep system
+tar --create --numeric-owner --file - --transform="s,^${site#/},usr/local/lib/$python/dist-packages," \
   "${packages[@]/#/${site#/}/}" \
   --transform="s,^${links#/}/,," "${links#/}/usr/lib/x86_64-linux-gnu" "${links#/}"/{dev,proc,sys,run,tmp,root,home,srv} |
-  tee "$folder/layer.tar" | sha256sum | cut -d' ' -f1 >"$folder/layer.sha256"
+  keep torch
 rm -r "$links"
-/usr/bin/python3 - "$here" "$folder" "sha256:$(cat "$folder/layer.sha256")" >"$folder/base" <<'PYTHON'
+/usr/bin/python3 - "$here" "$folder" >"$folder/base" <<'PYTHON'
 import sys
 from pathlib import Path
 
@@ -49,5 +55,6 @@ from serve import describe_image
 
 folder = Path(sys.argv[2])
 path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-print(describe_image(folder, folder / "layer.tar", sys.argv[3], [f"PATH={path}", "LD_LIBRARY_PATH=/usr/lib/x86_64-linux-gnu"]))
+layers = {folder / f"{name}.tar": f"sha256:{(folder / f'{name}.sha256').read_text().strip()}" for name in ("system", "torch")}
+print(describe_image(folder, layers, [f"PATH={path}", "LD_LIBRARY_PATH=/usr/lib/x86_64-linux-gnu"]))
 PYTHON

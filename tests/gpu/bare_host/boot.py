@@ -54,10 +54,9 @@ def lay_out_driver(root: Path, driver: Path) -> None:
         program.symlink_to("/usr/local/nvidia/bin/nvidia-smi")
     (root / "etc/ld.so.conf.d/nvidia.conf").write_text("/usr/local/nvidia/lib64\n")
     subprocess.run(["chroot", str(root), "ldconfig"], check=True)
-    modules = root / "lib/modules" / os.uname().version.replace("/", "_")
-    for folder in (modules, root / "lib/modules" / os.uname().release):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "modules.dep").write_text("kernel/drivers/nvidia.ko:\n")
+    modules = root / "lib/modules" / os.uname().release
+    modules.mkdir(parents=True, exist_ok=True)
+    (modules / "modules.dep").write_text("kernel/drivers/nvidia.ko:\n")
 
 
 def make_devices(root: Path) -> None:

@@ -4,12 +4,13 @@
 #   run.sh unpack BUNDLE            BUNDLE: the folder with part.aa, part.ab, ...
 #   run.sh boot                     boot the host; run.sh enter COMMAND... runs something in it
 #   run.sh accept VERSION [ARGUMENTS of accept.py]
+#   run.sh all BUNDLE VERSION [ARGUMENTS of accept.py]      all of these in turn
+# The results are in root/srv/project/artifacts/gpu-host below BARE_HOST_HOME, and are there as far as they go at any time.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 home=${BARE_HOST_HOME:-/srv/bare-host}
 root=$home/root
 driver=${DRIVER:-/usr/local/nvidia}
-site=${SITE_PACKAGES:-$(python3 -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))')}
 
 enter() {
   nsenter --target "$(cat "$home/pid")" --all -- env --ignore-environment --chdir=/srv/project HOME=/root LC_ALL=C.UTF-8 \
@@ -34,7 +35,7 @@ boot() {
   enter python3 roles/comfyui_benchmark/files/synthetic_sdxl.py /srv/comfyui/models/checkpoints
   # The project's graphs, on the only checkpoint that this machine can have.
   enter cp -r workflows/. /srv/workflows/
-  enter sed -i 's/sd_xl_base_1\.0\.safetensors/synthetic-not-sdxl.safetensors/' /srv/workflows/*.json
+  sed -i 's/sd_xl_base_1\.0\.safetensors/synthetic-not-sdxl.safetensors/' "$root"/srv/workflows/*.json
   enter nvidia-smi -L
 }
 
@@ -60,11 +61,26 @@ dgx:
       comfyui_workflows_source_dir: /srv/workflows
       comfyui_benchmark_graphs_dir: /srv/workflows
 YAML
-  enter python3 tests/gpu/accept.py --inventory /srv/inventory --host gpu-host "$@"
+  # Not the tests of models and graphs: both are other ones here.
+  local tests=""
+  for name in comfyui_image comfyui_service docker_engine generation nvidia_container_toolkit; do
+    tests+="${tests:+:}/srv/project/tests/testinfra/test_$name.py"
+  done
+  enter VERIFY_TESTS="$tests" python3 tests/gpu/accept.py --inventory /srv/inventory --host gpu-host "$@"
 }
 
-case "$1" in
-  base) mkdir -p "$home" && "$here/base.sh" "$site" "$home/image" ;;
-  unpack | boot | accept | enter) "$@" ;;
-  *) sed -n '2,7s/^# //p' "$0" && exit 2 ;;
+base() {
+  "$here/base.sh" "$(python3 -c 'import os, torch; print(os.path.dirname(os.path.dirname(torch.__file__)))')" "$home/image"
+}
+
+all() {
+  if [ ! -s "$home/image/base" ]; then base; fi
+  unpack "$1"
+  boot
+  accept "${@:2}"
+}
+
+case "${1:-}" in
+  base | unpack | boot | accept | enter | all) "$@" ;;
+  *) sed -n '2,8s/^# //p' "$0" && exit 2 ;;
 esac

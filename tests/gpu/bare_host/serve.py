@@ -29,11 +29,12 @@ INDEX = ("0.0.0.0", 8443)  # noqa: S104 - a build's container asks from its brid
 MANIFEST = "application/vnd.docker.distribution.manifest.v2+json"
 
 
-def describe_image(folder: Path, layer: Path, digest: str, environment: list[str]) -> str:
-    """Make an image of one uncompressed layer in FOLDER/blobs; returns the manifest's digest."""
+def describe_image(folder: Path, layers: dict[Path, str], environment: list[str]) -> str:
+    """Make an image of uncompressed layers, with their digests, in FOLDER/blobs; returns the manifest's digest."""
     blobs = folder / "blobs"
     blobs.mkdir(exist_ok=True)
-    layer.rename(blobs / digest.replace(":", "-"))
+    for layer, digest in layers.items():
+        layer.rename(blobs / digest.replace(":", "-"))
 
     def keep(document: object) -> tuple[str, int]:
         data = json.dumps(document).encode()
@@ -46,11 +47,10 @@ def describe_image(folder: Path, layer: Path, digest: str, environment: list[str
             "architecture": "amd64",
             "os": "linux",
             "config": {"Env": environment, "Cmd": ["bash"]},
-            "rootfs": {"type": "layers", "diff_ids": [digest]},
-            "history": [{"created_by": "the file system of a GPU machine"}],
+            "rootfs": {"type": "layers", "diff_ids": list(layers.values())},
+            "history": [{"created_by": "the file system of a GPU machine"} for _ in layers],
         }
     )
-    size_b = (blobs / digest.replace(":", "-")).stat().st_size
     manifest, _ = keep(
         {
             "schemaVersion": 2,
@@ -60,7 +60,14 @@ def describe_image(folder: Path, layer: Path, digest: str, environment: list[str
                 "size": config_b,
                 "digest": config,
             },
-            "layers": [{"mediaType": "application/vnd.docker.image.rootfs.diff.tar", "size": size_b, "digest": digest}],
+            "layers": [
+                {
+                    "mediaType": "application/vnd.docker.image.rootfs.diff.tar",
+                    "size": (blobs / digest.replace(":", "-")).stat().st_size,
+                    "digest": digest,
+                }
+                for digest in layers.values()
+            ],
         }
     )
     return manifest
