@@ -319,13 +319,27 @@ class Sampler:
             self._process.wait()
 
 
+def holds_gpu(pid: int, proc: str = "/proc") -> bool:
+    """Whether a process has a device of the driver open.
+
+    The driver counts processes as the machine does. Where this host is itself a namespace of that machine, the number
+    may be that of somebody else here, or of nobody.
+    """
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"{proc}/{pid}/fd"):
+            with contextlib.suppress(OSError):
+                if os.readlink(f"{proc}/{pid}/fd/{name}").startswith("/dev/nvidia"):
+                    return True
+    return False
+
+
 def gpu_processes() -> list[tuple[int, int | None]]:
-    """Processes that compute on a GPU, as (pid, memory in bytes); one of another PID namespace is left out."""
+    """Processes of this host that compute on a GPU, as (pid, memory in bytes)."""
     done = call("nvidia-smi", "--query-compute-apps=pid,used_gpu_memory", "--format=csv,noheader,nounits")
     found = []
     for line in done.stdout.splitlines() if done.returncode == 0 else ():
         pid, _, memory_mib = (part.strip() for part in line.partition(","))
-        if pid.isdigit() and os.path.isdir(f"/proc/{pid}"):
+        if pid.isdigit() and holds_gpu(int(pid)):
             found.append((int(pid), int(memory_mib) << 20 if memory_mib.isdigit() else None))
     return found
 

@@ -26,7 +26,7 @@ RELEASE = {
     "bind_address": "127.0.0.1",
     "data_dir": "/srv/comfyui",
     "flags": ["--listen", "0.0.0.0", "--port", "8188", "--temp-directory", "/tmp/comfyui"],  # noqa: S104,S108 - in a container
-    "gpus": "all",
+    "gpus": ["--device", "nvidia.com/gpu=all"],
     "image": "dgx-comfyui:x",
     "port": 8188,
     "restart_limit": 5,
@@ -103,6 +103,17 @@ def test_a_host_without_the_drivers_program_has_no_gpu_processes(monkeypatch: py
     assert server.gpu_processes() == []
     with server.Sampler() as sampler:
         assert sampler.samples == []
+
+
+def test_a_process_counts_only_where_it_has_the_gpu_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pid, target in {"7": "/dev/nvidia0", "8": "/dev/null"}.items():
+        (tmp_path / pid / "fd").mkdir(parents=True)
+        (tmp_path / pid / "fd" / "3").symlink_to(target)
+    assert [server.holds_gpu(pid, str(tmp_path)) for pid in (7, 8, 9)] == [True, False, False]
+    listed = server.subprocess.CompletedProcess([], 0, "7, 2048\n8, 10\n9, [N/A]\n[Not Supported]\n", "")
+    monkeypatch.setattr(server, "call", lambda *_: listed)
+    monkeypatch.setattr(server, "holds_gpu", lambda pid: pid != 8)
+    assert server.gpu_processes() == [(7, 2048 << 20), (9, None)]
 
 
 def test_the_plain_run_enters_only_the_mounts() -> None:
