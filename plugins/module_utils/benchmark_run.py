@@ -110,8 +110,9 @@ class Benchmark:
         self.report = report
         self.keep = keep
         self.guard = load_guard(params["guard"])
-        self.release: dict[str, Any] = self.guard.load_release()
-        self.service = Client(f"http://{self.release['bind_address']}:{self.release['port']}")
+        releases = self.guard.Releases()
+        self.release: dict[str, Any] = releases.load(releases.current)
+        self.service = Client(self.guard.client_of(self.release).url)
         self.work_dir: str = params["work_dir"]
         self.result: dict[str, Any] = {}
         self.sampler = Sampler()

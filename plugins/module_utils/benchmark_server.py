@@ -14,6 +14,7 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -66,6 +67,7 @@ def load_guard(path: str) -> Any:
     if spec is None or spec.loader is None or not os.path.exists(path):
         raise ServerError(f"{path} is not there, expected the service's guard. Run ansible-playbook site.yml first.")
     module = importlib.util.module_from_spec(spec)
+    sys.path.append(os.path.dirname(path))  # what it imports lies beside it
     spec.loader.exec_module(module)
     return module
 
@@ -86,13 +88,10 @@ def container_arguments(arguments: Sequence[str], work_dir: str, models_dir: str
     rest = iter(arguments)
     for word in rest:
         if word == "--name":
-            changed += [word, CONTAINER]
+            changed += [word, CONTAINER, "--label", LABEL]
             next(rest)
-        elif word == "--label":
-            changed += [word, LABEL]
-            next(rest)
-        elif word == "--restart":
-            next(rest)  # a candidate that crashes is to stay down
+        elif word in ("--label", "--restart"):
+            next(rest)  # the service's labels are not ours, and a candidate that crashes is to stay down
         else:
             changed.append(word.replace(f"src={work_dir}/models,", f"src={models_dir},"))
     return changed
@@ -174,7 +173,7 @@ class ContainerServer(Server):
         super().__init__(port)
         self.flags = [*release["flags"], *extra_flags]
         ours = {**release, "data_dir": work_dir, "port": port, "bind_address": "127.0.0.1", "flags": self.flags}
-        self._arguments = container_arguments(guard.run_arguments(ours), work_dir, f"{release['data_dir']}/models")
+        self._arguments = container_arguments(guard.run_arguments(ours, ""), work_dir, f"{release['data_dir']}/models")
 
     def start(self, limit_s: float) -> float:
         """Seconds from `docker run` to the first answer."""

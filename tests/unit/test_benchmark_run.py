@@ -14,6 +14,8 @@ import ansible.module_utils
 import pytest
 import yaml
 
+import comfyui_releases
+
 ROOT = Path(__file__).resolve().parents[2]
 # On a host Ansible ships the helpers as ansible.module_utils.NAME; here they are made to be found there.
 ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
@@ -79,9 +81,9 @@ def test_others_are_tolerated_only_when_told() -> None:
 
 def test_the_container_is_the_releases_own_but_for_name_port_and_data() -> None:
     guard = server.load_guard(str(GUARD))
-    theirs = guard.run_arguments(RELEASE)
+    theirs = guard.run_arguments(RELEASE, "")
     work = {**RELEASE, "data_dir": "/work", "port": 9}
-    ours = server.container_arguments(guard.run_arguments(work), "/work", "/srv/comfyui/models")
+    ours = server.container_arguments(guard.run_arguments(work, ""), "/work", "/srv/comfyui/models")
     assert ours[ours.index("--name") + 1] == "comfyui-benchmark"
     assert ours[ours.index("--label") + 1] == "dgx-comfyui.benchmark=1"
     assert "--restart" not in ours
@@ -218,19 +220,20 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def begin(engine: Engine, tmp_path: Path) -> Callable[..., Any]:
+def begin(engine: Engine, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     assert not engine.started
     data = tmp_path / "data"
     (data / "models/checkpoints").mkdir(parents=True)
     (data / "models/checkpoints/sd_xl_base_1.0.safetensors").write_bytes(b"\2\0\0\0\0\0\0\0{}")
     shutil.copytree(ROOT / "workflows", data / "workflows")
-    release = tmp_path / "current"
-    release.write_text(json.dumps({**RELEASE, "data_dir": str(data)}))
-    guard = tmp_path / "guard.py"
-    guard.write_text(GUARD.read_text().replace("/etc/comfyui/current", str(release)))
+    releases = comfyui_releases.Releases(tmp_path / "etc")
+    releases.path("one").parent.mkdir(parents=True)
+    releases.path("one").write_text(json.dumps({**RELEASE, "data_dir": str(data)}))
+    (releases.folder / "current").symlink_to(releases.path("one"))
+    monkeypatch.setattr(comfyui_releases.Releases.__init__, "__defaults__", (releases.folder,))
     limits = yaml.safe_load((ROOT / "roles/comfyui_benchmark/vars/main.yml").read_text())
     params = {
-        "guard": str(guard), "work_dir": str(tmp_path / "work"), "repeats": 3, "queue_length": 4, "rounds": 2,
+        "guard": str(GUARD), "work_dir": str(tmp_path / "work"), "repeats": 3, "queue_length": 4, "rounds": 2,
         "compared_seeds": 2, "tune": True, "candidates": CANDIDATES, "tolerance": {"mean": 2.0, "share": 0.02},
         "memory_limit_gb": 30.0, "limits": limits["__comfyui_benchmark_limits"], "start_limit_s": 5, "image_limit_s": 5,
         "drop_caches": False, "shared_gpu": False, "gpu_required": True,
