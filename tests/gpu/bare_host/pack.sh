@@ -41,5 +41,5 @@ cat "$work/serve/key.pem" "$work/serve/ca.pem" >"$work/serve/tls.pem"
 git -C "$root" ls-files --cached --others --exclude-standard -z |
   tar --create --directory "$root" --null --files-from - --file "$work/project.tar"
 
-tar --create --directory "$work" host.tar.xz serve comfyui.git project.tar | split --bytes="${PART_MIB:-60}M" - "$out/part."
+tar --create --directory "$work" host.tar.xz serve comfyui.git project.tar | split --bytes="${PART_MIB:-56}M" - "$out/part."
 ls -l "$out"
