@@ -61,9 +61,9 @@ dgx:
       comfyui_workflows_source_dir: /srv/workflows
       comfyui_benchmark_graphs_dir: /srv/workflows
 YAML
-  # Not the tests of models and graphs: both are other ones here.
+  # Not the tests of deployment, models and graphs: the files are other ones here.
   local tests=""
-  for name in comfyui_image comfyui_service docker_engine generation nvidia_container_toolkit; do
+  for name in api comfyui_image comfyui_service docker_engine generation gpu nvidia_container_toolkit render; do
     tests+="${tests:+:}/srv/project/tests/testinfra/test_$name.py"
   done
   enter VERIFY_TESTS="$tests" python3 tests/gpu/accept.py --inventory /srv/inventory --host gpu-host "$@"
