@@ -12,8 +12,8 @@ auto-launch cpu-vae debug-hang deterministic disable-all-custom-nodes disable-ap
 disable-auto-launch disable-dynamic-vram disable-metadata disable-mmap disable-pinned-memory disable-smart-memory
 disable-triton-backend disable-xformers dont-print-server enable-asset-hashing enable-assets
 enable-compress-response-body enable-dynamic-vram enable-manager enable-triton-backend fast-disk force-channels-last
-force-non-blocking fp16-intermediates log-stdout mmap-torch-files multi-user quick-test-for-ci supports-fp8-compute
-windows-standalone-build
+force-non-blocking fp16-intermediates list-feature-flags log-stdout mmap-torch-files multi-user quick-test-for-ci
+supports-fp8-compute windows-standalone-build
 """
 
 # Switches of one line exclude each other.
