@@ -191,7 +191,7 @@ def run_arguments(release: dict[str, Any], gpu: str) -> list[str]:
         "--ipc": "private",
         "--pids-limit": str(release.get("pids_limit", 4096)),
         "--shm-size": release["shm_size"],
-        "--tmpfs": f"/tmp:rw,nosuid,nodev,size={release['tmp_size']}",  # noqa: S108 - in the container
+        "--tmpfs": f"/tmp:rw,nosuid,nodev,mode=1777,size={release['tmp_size']}",  # noqa: S108 - in the container
         "--publish": f"{host_part(release['bind_address'])}:{release['port']}:{CONTAINER_PORT}",
     }
     labels = {RELEASE_LABEL: release["id"], GPU_LABEL: gpu}

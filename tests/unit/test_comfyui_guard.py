@@ -545,6 +545,7 @@ def test_the_container_is_confined(module: ModuleType) -> None:
         "--init",
         "--ipc private",
         "--pids-limit 4096",
+        "--tmpfs /tmp:rw,nosuid,nodev,mode=1777,",  # otherwise it takes the mode of the image's own
         "--log-driver journald",
         "--publish 127.0.0.1:8188:8188",
         "type=bind,src=/srv/comfyui/models,dst=/data/models,readonly",
