@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from live_host import GUARD, ROOT, LiveHost
+from live_host import GATE_S, GUARD, ROOT, LiveHost
 
 HOST = os.environ.get("MOLECULE_SCENARIO_NAME", "upgrade")
 RENDER = "curl --silent --fail --data @- http://127.0.0.1:8188/prompt"
@@ -17,10 +17,8 @@ RENDER = "curl --silent --fail --data @- http://127.0.0.1:8188/prompt"
 
 @pytest.fixture(scope="module")
 def live() -> LiveHost:
-    """The host, with a release that may be silent for 20 s only, so that a hang is seen soon."""
     live = LiveHost(HOST)
-    done = live.playbook("site.yml", "--tags", "comfyui_service", comfyui_service_start_timeout_s=20)
-    assert done.returncode == 0, done.stdout
+    live.shorten_gate()
     return live
 
 
@@ -86,7 +84,7 @@ def test_a_check_without_an_engine_touches_nothing(live: LiveHost) -> None:
 
 def test_a_hang_is_noticed_and_ended(live: LiveHost) -> None:
     before = live.inspect()["Id"]
-    live.shell("sleep 20")  # until then it may still be starting
+    live.shell(f"sleep {GATE_S}")  # until then it may still be starting
     live.shell(f"systemctl stop comfyui-guard.timer; kill -STOP {comfyui_pid(live)}")
     said = [live.run(f"{GUARD} check").stderr for _ in range(3)]
     live.shell("systemctl start comfyui-guard.timer")

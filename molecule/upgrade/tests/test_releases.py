@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 
-from live_host import GUARD, ROOT, LiveHost
+from live_host import GATE_S, GUARD, ROOT, LiveHost
 
 HOST = os.environ.get("MOLECULE_SCENARIO_NAME", "upgrade")
-GATE_S = 12
 # Programs in place of ComfyUI's, in an image of its own each.
 BROKEN = {
     "exits": "raise SystemExit('no such wheel')",
@@ -35,14 +34,7 @@ SURVIVORS = (
 def live() -> LiveHost:
     """The host, with a gate that is short enough to wait for, something that people made, and broken images."""
     live = LiveHost(HOST)
-    done = live.playbook(
-        "site.yml",
-        "--tags",
-        "comfyui_service",
-        comfyui_service_start_timeout_s=GATE_S,
-        comfyui_service_retry_bad_release=True,  # a second run on one host
-    )
-    assert done.returncode == 0, done.stdout
+    live.shorten_gate()
     live.shell(
         "cd /srv/comfyui/user; mkdir --parents default/workflows; echo '{}' > default/workflows/mine.json;"
         "echo '{\"Comfy.Mine\": 1}' > default/comfy.settings.json; chown --recursive 990:990 default"
@@ -108,15 +100,20 @@ def test_going_back_by_the_playbook(live: LiveHost) -> None:
     assert done.returncode == 0, done.stdout
     assert f"Would go back from {left}" in " ".join(done.stdout.split())
     assert live.state()["current"] == left
-    done = live.playbook("playbooks/rollback.yml")
+    done = live.playbook("playbooks/rollback.yml", comfyui_service_rollback_to=target)
     assert done.returncode == 0, done.stdout
     assert live.state()["current"] == target
     assert live.state()["bad"][left]["why"] == "an operator went back from it"
     assert live.shell(f"{SURVIVORS} -print0 | sort -z | xargs -0 sha256sum") == kept
-    done = live.playbook("playbooks/rollback.yml", comfyui_service_rollback_to=left)
-    assert done.returncode == 0, done.stdout
-    assert live.state()["current"] == left
-    assert left not in live.state()["bad"]
+
+
+def test_going_back_on_the_host_itself(live: LiveHost) -> None:
+    before = live.state()["current"]
+    (other,) = live.state()["bad"]
+    live.shell(f"{GUARD} rollback {other}")
+    assert live.state()["current"] == other
+    assert before in live.state()["bad"]
+    assert other not in live.state()["bad"]
 
 
 @pytest.mark.parametrize(
