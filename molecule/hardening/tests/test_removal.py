@@ -16,6 +16,7 @@ OURS = (
     "/etc/systemd/system/comfyui.service",
     "/etc/systemd/system/comfyui-guard.service",
     "/etc/systemd/system/comfyui-guard.timer",
+    "/opt/dgx-comfyui",
     "/usr/local/lib/comfyui",
     "/var/lib/comfyui",
 )
