@@ -38,7 +38,7 @@ def test_the_verdict(status: int, tests: int, minutes: float, problem: str) -> N
 
 def test_the_table_ends_with_the_count() -> None:
     runs = [scenarios.Run("default", 12, 5.1, 60, ""), scenarios.Run("refusals", 4, 2.0, 0, "no test ran")]
-    lines = scenarios.table(runs).splitlines()
+    lines = scenarios.table(runs, 7.1).splitlines()
     assert "no test ran" in lines[2]
     assert lines[-1] == "scenarios: 1 passed, 1 failed"
 
@@ -70,3 +70,50 @@ def test_no_step_of_a_scenario_is_left_out_without_a_word() -> None:
                 action, action
             ) in playbooks
             assert all((folder / argument).exists() for argument in arguments), f"{name}: {step}"
+
+
+def fake(outcomes: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
+    """Run no scenario but note it, and whether it shares the machine; `outcomes` are problems by title."""
+    seen: list[tuple[str, bool]] = []
+
+    def run(name: str, title: str, *, mitogen: bool, shared: bool = False) -> scenarios.Run:
+        assert mitogen == (title == name)
+        seen.append((title, shared))
+        return scenarios.Run(title, 4, 1.0, 1, outcomes.get(title, ""))
+
+    monkeypatch.setattr(scenarios, "run", run)
+    return seen
+
+
+def test_the_first_has_the_machine_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = fake({}, monkeypatch)
+    assert scenarios.run_all(["default", "image", "models"], plain=True) == 0
+    assert seen[:2] == [("default", False), ("default, without Mitogen", False)]
+    assert sorted(seen[2:]) == [("image", True), ("models", True)]
+
+
+def test_nothing_begins_from_what_a_failed_first_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = fake({"default": "failed with 2"}, monkeypatch)
+    assert scenarios.run_all(["default", "image"], plain=True) == 1
+    assert seen == [("default", False)]
+
+
+def test_one_failure_is_the_verdict_and_no_end_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = fake({"image": "failed with 2"}, monkeypatch)
+    assert scenarios.run_all(["image", "models"], plain=False) == 1
+    assert len(seen) == 2
+
+
+def test_a_scenario_that_shares_the_machine_keeps_its_words_in_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    program = tmp_path / "molecule"
+    program.write_text("#!/bin/sh\necho the last words of $3\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(scenarios, "ROOT", tmp_path)
+    found = scenarios.run("image", "image", mitogen=True, shared=True)
+    assert found.problem == "failed with 1"
+    assert found.budget_min == scenarios.BUDGETS_MIN["image"] * scenarios.SHARED
+    assert (tmp_path / "artifacts/image.log").read_text() == "the last words of image\n"
+    assert "the last words of image" in capsys.readouterr().out
