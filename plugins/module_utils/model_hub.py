@@ -23,6 +23,8 @@ else:
 
 SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 INSTALL_LIMIT_S = 1800
+# Either of them says that a folder is an environment of ours, whole or half made.
+MADE_BY_US = frozenset({"made", "pyvenv.cfg"})
 # Beyond the limits that the hub's client keeps itself: time to load it on a busy host.
 ANSWER_MARGIN_S = 60
 
@@ -185,7 +187,13 @@ def locked(path: str) -> Iterator[None]:
 
 
 def install(wanted: Wanted, python: str) -> None:
-    """Make the environment with exactly what the lock names, by hash."""
+    """Make the environment with exactly what the lock names, by hash, in place of one that was made before."""
+    found = os.listdir(wanted.hub_dir) if os.path.isdir(wanted.hub_dir) else []
+    if found and not MADE_BY_US.intersection(found):
+        raise StoreError(
+            f"{wanted.hub_dir} holds {', '.join(sorted(found)[:3])}, expected a folder for huggingface_hub alone. "
+            "Nothing in it was touched. Set model_store_hub_dir to a folder of its own, or leave it out."
+        )
     shutil.rmtree(wanted.hub_dir, ignore_errors=True)  # what stays is overwritten by the next command or its failure
     made = run([sys.executable, "-m", "venv", wanted.hub_dir])
     if made.returncode != 0:

@@ -143,3 +143,13 @@ def test_a_broken_environment_says_how_to_mend_it(hub: Hub, dest: Path, tmp_path
     python.chmod(0o755)
     message = fail(hub, dest, hub_dir=str(tmp_path / "hub"), attempts=1)
     assert f"huggingface_hub in {tmp_path}/hub failed: ModuleNotFoundError. Remove that folder" in message
+
+
+def test_a_folder_with_something_else_is_never_emptied(hub: Hub, dest: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "models"
+    folder.mkdir()
+    (folder / "good.safetensors").write_bytes(CONTENT)
+    message = fail(hub, dest, hub_dir=str(folder), attempts=1)
+    assert f"{folder} holds good.safetensors, expected a folder for huggingface_hub alone" in message
+    assert "Set model_store_hub_dir" in message
+    assert (folder / "good.safetensors").read_bytes() == CONTENT

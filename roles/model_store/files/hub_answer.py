@@ -9,7 +9,30 @@ import base64
 import json
 import ssl
 import sys
+from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
+
+PORTS = {"http": 80, "https": 443}
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Scheme, host and port of an address."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname or "", parts.port or PORTS.get(parts.scheme, 0)
+
+
+def keep_login_at(endpoint: str) -> Callable[[Any], None]:
+    """What takes token and password out of every request that goes elsewhere than to this hub.
+
+    The library follows a redirect of a mirror to the hubs that it knows by name, and would hand them both.
+    """
+
+    def keep(request: Any) -> None:
+        if origin(str(request.url)) != origin(endpoint):
+            request.headers.pop("Authorization", None)
+
+    return keep
 
 
 def answer(question: dict[str, Any]) -> dict[str, Any]:
@@ -35,13 +58,12 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         # The library falls back to the entity tag, which elsewhere may be as long and another digest.
         named.append(response.headers.get("X-Linked-Etag") or named[-1])
 
-    hooks = {"response": [note]}
-    set_client_factory(lambda: httpx2.Client(verify=context, proxy=question["proxy"] or None, event_hooks=hooks))
     endpoint = question["endpoint"].rstrip("/")
+    hooks: dict[str, list[Callable[..., Any]]] = {"request": [keep_login_at(endpoint)], "response": [note]}
+    set_client_factory(lambda: httpx2.Client(verify=context, proxy=question["proxy"] or None, event_hooks=hooks))
     url = hf_hub_url(question["repo"], question["path"], revision=question["commit"], endpoint=endpoint)
     basic = base64.b64encode(question["user"].encode()).decode()
     try:
-        # The library keeps these headers, and the token, on the hub's own host.
         found = get_hf_file_metadata(
             url,
             token=question["token"] or False,  # none at all, rather than that of whoever runs this
