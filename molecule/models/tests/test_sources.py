@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -79,10 +80,9 @@ def test_a_download_that_fails_ends_the_run_in_its_own_words_after_the_build(
 ) -> None:
     # Another label is another image, built in seconds from what the engine kept.
     templates = tmp_path / "templates"
-    templates.mkdir()
-    for path in (ROOT / "templates").iterdir():
-        text = path.read_text() + ("LABEL models=test\n" if path.name == "Dockerfile.j2" else "")
-        (templates / path.name).write_text(text)
+    shutil.copytree(ROOT / "templates", templates)
+    with (templates / "Dockerfile.j2").open("a") as file:
+        file.write("LABEL models=test\n")
     absent = {**published, "commit": "f" * 40, "filename": "absent.safetensors"}
     typed = {
         "comfyui_image_template_dir": str(templates),
