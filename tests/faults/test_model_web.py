@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -14,12 +13,9 @@ from ansible.module_utils.model_wanted import Wanted
 from ansible.module_utils.model_web import Web
 
 from faults.model_store import REPOSITORY
+from programs import load_program
 
-PROGRAM = importlib.util.spec_from_file_location("hub_answer", REPOSITORY / "roles/model_store/files/hub_answer.py")
-assert PROGRAM
-assert PROGRAM.loader
-hub_answer = importlib.util.module_from_spec(PROGRAM)
-PROGRAM.loader.exec_module(hub_answer)
+hub_answer = load_program(REPOSITORY / "roles/model_store/files/hub_answer.py")
 
 
 @pytest.fixture(name="seen")

@@ -82,13 +82,13 @@ def test_others_are_tolerated_only_when_told() -> None:
 def test_the_container_is_the_releases_own_but_for_name_port_and_data() -> None:
     guard = server.load_guard(str(GUARD))
     theirs = guard.run_arguments(RELEASE, "")
-    work = {**RELEASE, "data_dir": "/work", "port": 9}
-    ours = server.container_arguments(guard.run_arguments(work, ""), "/work", "/srv/comfyui/models")
+    work = {**RELEASE, "data_dir": "/scratch", "port": 9}
+    ours = server.container_arguments(guard.run_arguments(work, ""), "/scratch", "/srv/comfyui/models")
     assert ours[ours.index("--name") + 1] == "comfyui-benchmark"
     assert ours[ours.index("--label") + 1] == "dgx-comfyui.benchmark=1"
     assert "--restart" not in ours
     assert "type=bind,src=/srv/comfyui/models,dst=/data/models,readonly" in ours
-    assert "type=bind,src=/work/output,dst=/data/output" in ours
+    assert "type=bind,src=/scratch/output,dst=/data/output" in ours
     same = {"--read-only", "--cap-drop", "--security-opt", "--shm-size", "--tmpfs", "--device"}
     assert same <= set(ours)
     assert same <= set(theirs)
@@ -119,7 +119,7 @@ def test_a_process_counts_only_where_it_has_the_gpu_open(tmp_path: Path, monkeyp
 
 
 def test_the_plain_run_enters_only_the_mounts() -> None:
-    contained = server.ContainerServer(server.load_guard(str(GUARD)), RELEASE, "/work", ["--fast"])
+    contained = server.ContainerServer(server.load_guard(str(GUARD)), RELEASE, "/scratch", ["--fast"])
     argv = server.PlainServer(contained).argv(42, ["A=b"], "/opt/comfyui/app", "990:990", ["python", "main.py"])
     assert argv[:8] == ["nsenter", "--target", "42", "--mount", "--", "env", "-i", "A=b"]
     assert argv[-6:] == ["sh", "/opt/comfyui/app", "990", "990", "python", "main.py"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 import tarfile
@@ -15,6 +14,7 @@ import pytest
 
 from comfyui_api import ComfyuiError
 from comfyui_releases import Releases
+from programs import load_program
 
 PATH = Path(__file__).parents[2] / "templates" / "comfyui_guard.py"
 RELEASE: dict[str, Any] = {
@@ -148,11 +148,7 @@ class Api:
 
 @pytest.fixture(name="module")
 def load_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    specification = importlib.util.spec_from_file_location("comfyui_guard", PATH)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
+    module = load_program(PATH)
     (tmp_path / "render.json").write_text("{}")
     monkeypatch.setattr(module, "RUN_FOLDER", tmp_path / "run")
     monkeypatch.setattr(module, "RENDER_CHECK", tmp_path / "render.json")

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from programs import load_program
+
 PATH = Path(__file__).parents[2] / "roles/comfyui_image/files/contents.py"
 
 
 @pytest.fixture(name="contents", scope="module")
 def load_contents() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("contents", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(PATH)
 
 
 REQUIREMENTS = """

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from programs import load_program
+
 PATH = Path(__file__).parents[2] / "plugins" / "filter" / "preflight.py"
 
 
 @pytest.fixture(scope="module", name="preflight")
 def load_preflight() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("preflight_filter", PATH)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(PATH)
 
 
 def need(directory: str, df: str, needed_b: int) -> dict[str, Any]:

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import importlib.util
 import json
 import struct
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import ansible.module_utils
 import pytest
 import yaml
+
+from programs import load_program
 
 ROOT = Path(__file__).resolve().parents[2]
 TOOL = ROOT / "roles/comfyui_benchmark/files/synthetic_sdxl.py"
@@ -27,17 +26,7 @@ ansible.module_utils.__path__.append(str(ROOT / "plugins/module_utils"))
 benchmark_run = importlib.import_module("ansible.module_utils.benchmark_run")
 
 
-def load_tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("synthetic_sdxl", TOOL)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["synthetic_sdxl"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tool = load_tool()
+tool = load_program(TOOL)
 TENSORS = tool.read_layout(tool.LAYOUT.read_text().splitlines())
 SMALL = [
     "F16 4x8 model.0-1.out_layers.3.weight",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 import sys
@@ -12,17 +11,14 @@ from types import ModuleType
 
 import pytest
 
+from programs import load_program
+
 PATH = Path(__file__).parents[2] / "roles/comfyui_image/files/torch_gate.py"
 
 
 @pytest.fixture(name="gate")
 def load_gate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("torch_gate", PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(PATH)
 
 
 @pytest.fixture(name="torch")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.util
 import json
 import math
 import re
@@ -20,6 +19,7 @@ import pytest
 import comfyui_api
 import comfyui_form
 import comfyui_graph
+from programs import load_program
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = ROOT / "workflows"
@@ -69,12 +69,7 @@ def sample_png() -> bytes:
 @functools.cache
 def role_filters() -> Any:
     """The filters, loaded by file as Ansible loads them."""
-    spec = importlib.util.spec_from_file_location("role_filters", ROOT / "plugins" / "filter" / "comfyui_workflows.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_program(ROOT / "plugins" / "filter" / "comfyui_workflows.py")
 
 
 def load(name: str) -> Any:
