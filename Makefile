@@ -62,7 +62,7 @@ check: setup ## Lint and unit tests
 	yamllint --strict .
 	ansible-lint
 	ansible-playbook --syntax-check site.yml playbooks/*.yml
-	pytest --quiet
+	pytest --quiet --numprocesses auto
 
 test: check ## Everything that gates a change, without a GPU: check, then the scenarios
 	@UPSTREAMS=standin python -m sandbox scenarios --plain

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 import subprocess
-import sys
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,10 +12,10 @@ from typing import Any
 import yaml
 from docker import DockerClient
 
+from playbook_runs import ROOT, environment, last_words
 from sandbox import containers, images
 from sandbox.engine import ensure_engine
 
-ROOT = Path(__file__).parents[1]
 PLAY_LIMIT_S = 900
 
 
@@ -32,8 +29,7 @@ class Outcome:
     @cached_property
     def message(self) -> str:
         """The last words of a run that failed, as a person reads them."""
-        blocks = re.findall(r"^fatal: \[[^]]+\]: FAILED! => *\n((?:    .*\n|\n)+)", self.output, re.MULTILINE)
-        return " ".join(str(yaml.safe_load(blocks[-1])["msg"]).split()) if blocks else ""
+        return last_words(self.output)
 
 
 class Sandbox:
@@ -89,17 +85,10 @@ class Sandbox:
         typed = self.scratch / "typed.yml"
         typed.write_text(yaml.safe_dump({"evidence_dir": str(self.scratch / "evidence"), **variables}))
         command = ["ansible-playbook", "--inventory", str(self.inventory), "--tags", "comfyui_image", *options]
-        environment = os.environ | {
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_FORCE_COLOR": "0",  # Molecule asks for colours, and they win over NOCOLOR
-            "ANSIBLE_NOCOLOR": "1",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "TASK_BUDGET_FILE": str(self.cost),
-        }
         return subprocess.Popen(
             [*command, "--extra-vars", f"@{typed}", str(ROOT / "site.yml")],
             cwd=ROOT,
-            env=environment,
+            env=environment(TASK_BUDGET_FILE=str(self.cost)),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

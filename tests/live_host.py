@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +12,8 @@ from typing import Any
 
 import yaml
 
-ROOT = Path(__file__).parents[1]
+from playbook_runs import ROOT, environment
+
 GUARD = "python3 /usr/local/lib/comfyui/comfyui_guard.py"
 GATE_S = 12
 # Asks ten times a second, and prints the longest time without an answer when its input ends.
@@ -78,14 +77,8 @@ class LiveHost:
         """Run a playbook against the host, however it ends."""
         command = ["ansible-playbook", "--inventory", str(self.inventory), str(ROOT / path), *words]
         command += ["--extra-vars", json.dumps(variables)] if variables else []
-        environment = os.environ | {
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_FORCE_COLOR": "0",  # Molecule asks for colours, and they win over NOCOLOR
-            "ANSIBLE_NOCOLOR": "1",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        }
         return subprocess.run(
-            command, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            command, cwd=ROOT, env=environment(), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
         )
 
     def inspect(self) -> dict[str, Any]:

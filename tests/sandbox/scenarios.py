@@ -118,7 +118,8 @@ def run_all(names: list[str], *, plain: bool) -> int:
         runs.append(run(FIRST, FIRST, mitogen=True))
         if plain and not runs[0].problem.startswith("failed"):
             runs.append(run(FIRST, f"{FIRST}, without Mitogen", mitogen=False))
-    others = [name for name in names if name != FIRST]
+    # The longest first, so that none is left alone at the end.
+    others = sorted(set(names) - {FIRST}, key=lambda name: (-BUDGETS_MIN.get(name, BUDGET_MIN), name))
     if runs and runs[0].problem.startswith("failed"):
         print("The first scenario failed: the others would start from what it did not make.", flush=True)
     else:

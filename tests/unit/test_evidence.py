@@ -185,7 +185,7 @@ def play(
     folder: Path, tasks: list[dict[str, Any]], hosts: dict[str, dict[str, Any]]
 ) -> subprocess.CompletedProcess[str]:
     """Run tasks as site.yml runs its own: in a block with its last task and its rescue."""
-    (site,) = yaml.safe_load((ROOT / "playbooks/site.yml").read_text())[0]["tasks"]
+    site = yaml.safe_load((ROOT / "playbooks/site.yml").read_text())[0]["tasks"][-1]
     (rescue,) = site["rescue"]
     rescue["ansible.builtin.import_tasks"] = str(ROOT / "playbooks" / rescue["ansible.builtin.import_tasks"])
     local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}

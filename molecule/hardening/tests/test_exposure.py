@@ -11,7 +11,8 @@ import sys
 
 import pytest
 
-from live_host import GUARD, ROOT, LiveHost
+from live_host import GUARD, LiveHost
+from playbook_runs import ROOT
 
 HOST = os.environ.get("MOLECULE_SCENARIO_NAME", "hardening")
 PAGE = (ROOT / "docs/security.md").read_text()

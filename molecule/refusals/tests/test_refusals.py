@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,7 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[3]
+from playbook_runs import ROOT, environment, last_words
+
 NAME = os.environ.get("MOLECULE_SCENARIO_NAME", "refusals")
 INVENTORY = ROOT / ".cache" / "sandbox" / NAME
 CASES: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("cases.yml").read_text())
@@ -62,8 +62,7 @@ class Outcome:
     @cached_property
     def message(self) -> str:
         """The last words of the run, as a person reads them: the message of the last task that failed."""
-        blocks = re.findall(r"^fatal: \[[^]]+\]: FAILED! => *\n((?:    .*\n|\n)+)", self.output, re.MULTILINE)
-        return " ".join(str(yaml.safe_load(blocks[-1])["msg"]).split()) if blocks else ""
+        return last_words(self.output)
 
     @cached_property
     def recap(self) -> dict[str, int]:
@@ -140,13 +139,6 @@ class Sandbox:
         command = ["ansible-playbook", "--inventory", str(inventory), "--extra-vars", f"@{folder / 'typed.yml'}"]
         command += ["--check"] if case.get("check") else []
         command += ["--tags", case["tags"]] if "tags" in case else []
-        environment = os.environ | {
-            "ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"),
-            "ANSIBLE_FORCE_COLOR": "0",  # Molecule asks for colours, and they win over NOCOLOR
-            "ANSIBLE_NOCOLOR": "1",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "TZ": case.get("tz", "UTC"),
-        }
         with self.turns.get(case.get("turn", ""), threading.Lock()):
             mark = f"/run/refusals-{case['name']}"
             service_before = self.service()
@@ -154,7 +146,7 @@ class Sandbox:
             done = subprocess.run(
                 [*command, str(ROOT / "site.yml")],
                 cwd=ROOT,
-                env=environment,
+                env=environment(TZ=case.get("tz", "UTC")),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -9,7 +9,8 @@ import sys
 
 import pytest
 
-from live_host import GATE_S, GUARD, ROOT, LiveHost
+from live_host import GATE_S, GUARD, LiveHost
+from playbook_runs import ROOT
 
 HOST = os.environ.get("MOLECULE_SCENARIO_NAME", "upgrade")
 RENDER = "curl --silent --fail --data @- http://127.0.0.1:8188/prompt"

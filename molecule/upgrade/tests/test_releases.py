@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from live_host import GATE_S, GUARD, ROOT, LiveHost
+from live_host import GATE_S, GUARD, LiveHost
+from playbook_runs import ROOT
 
 HOST = os.environ.get("MOLECULE_SCENARIO_NAME", "upgrade")
 # Programs in place of ComfyUI's, in an image of its own each.
