@@ -15,8 +15,7 @@ export PATH := $(BIN):$(PATH)
 export PYTHONPATH := $(CURDIR)/tests
 export ANSIBLE_CONFIG := $(CURDIR)/ansible.cfg
 ifeq ($(MITOGEN),1)
-export ANSIBLE_STRATEGY := mitogen_linear
-export ANSIBLE_STRATEGY_PLUGINS = $(shell $(BIN)/python -c 'import ansible_mitogen, os; print(os.path.join(os.path.dirname(ansible_mitogen.__file__), "plugins", "strategy"))')
+export ANSIBLE_STRATEGY := mitogen_unpinned
 endif
 
 # The newest Python that really runs: version managers leave shims that only print an error.

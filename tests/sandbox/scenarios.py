@@ -31,7 +31,7 @@ BUDGETS_MIN = {
     "refusals": 8.0,
     "upgrade": 7.0,
 }
-MITOGEN = ("ANSIBLE_STRATEGY", "ANSIBLE_STRATEGY_PLUGINS")
+MITOGEN = "ANSIBLE_STRATEGY"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def run(name: str, title: str, *, mitogen: bool, shared: bool = False) -> Run:
     """Run one scenario: with its output on this terminal, or beside another with its output in artifacts/NAME.log."""
     evidence = ROOT / "artifacts" / name
     shutil.rmtree(evidence, ignore_errors=True)  # of an earlier run: it must not speak for this one
-    environment = {key: value for key, value in os.environ.items() if mitogen or key not in MITOGEN}
+    environment = {key: value for key, value in os.environ.items() if mitogen or key != MITOGEN}
     log = evidence.with_suffix(".log")
     log.parent.mkdir(exist_ok=True)
     print(f"==> Scenario {title} ...{f' (see {log.relative_to(ROOT)})' if shared else ''}", flush=True)

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import ansible_mitogen  # type: ignore[import-untyped]
 import pytest
 import yaml
 
@@ -41,7 +40,7 @@ if module.params["fail"]:
     module.fail_json(msg="could not: " + module.params["secret"], rc=3, **answer)
 module.exit_json(**answer)
 '''
-STRATEGIES = ["linear", "mitogen_linear"]
+STRATEGIES = ["linear", "mitogen_unpinned"]
 
 
 def play(folder: Path, tasks: list[dict[str, Any]], strategy: str = "linear", *options: str) -> tuple[str, str, Any]:
@@ -60,7 +59,6 @@ def play(folder: Path, tasks: list[dict[str, Any]], strategy: str = "linear", *o
         "check_mode": False,
     }
     (folder / "play.yml").write_text(yaml.safe_dump([{"hosts": "all", "gather_facts": False, "tasks": [*tasks, keep]}]))
-    mitogen = Path(ansible_mitogen.__file__).parent / "plugins" / "strategy"
     done = subprocess.run(
         [
             Path(sys.executable).with_name("ansible-playbook"),
@@ -81,7 +79,7 @@ def play(folder: Path, tasks: list[dict[str, Any]], strategy: str = "linear", *o
             "ANSIBLE_ACTION_PLUGINS": f"{REPOSITORY}/plugins/action",
             "ANSIBLE_MODULE_UTILS": f"{REPOSITORY}/plugins/module_utils",
             "ANSIBLE_STRATEGY": strategy,
-            "ANSIBLE_STRATEGY_PLUGINS": str(mitogen),
+            "ANSIBLE_STRATEGY_PLUGINS": f"{REPOSITORY}/plugins/strategy",
             "ANSIBLE_ASYNC_DIR": str(folder / "jobs"),
         },
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,7 +16,6 @@ from ansible.plugins.loader import action_loader
 from callback import task_budget
 
 ROOT = Path(__file__).parents[2]
-MITOGEN = Path(str(getattr(importlib.util.find_spec("ansible_mitogen"), "origin", ""))).parent
 HOSTS = {name: {"ansible_connection": "local", "ansible_python_interpreter": sys.executable} for name in ("a", "b")}
 TRUE = {"ansible.builtin.command": "true", "changed_when": False}
 FALSE = {"ansible.builtin.command": "false", "changed_when": False}
@@ -81,10 +79,7 @@ def run_budget(folder: Path, **environment: str) -> dict[str, Any]:
 
 STRATEGIES = {
     "linear": {"ANSIBLE_STRATEGY": "linear"},
-    "mitogen": {
-        "ANSIBLE_STRATEGY": "mitogen_linear",
-        "ANSIBLE_STRATEGY_PLUGINS": str(MITOGEN / "plugins" / "strategy"),
-    },
+    "mitogen": {"ANSIBLE_STRATEGY": "mitogen_unpinned"},
 }
 
 

@@ -38,7 +38,10 @@ def the_service_is_left_alone(sandbox: Sandbox) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def older(sandbox: Sandbox) -> dict[str, Any]:
-    return sandbox.older()
+    """ComfyUI 0.3.68 on a base that has a torchaudio of its own."""
+    folder = f"{DIST_PACKAGES}/torchaudio"
+    line = f"RUN mkdir {folder} && echo '__version__ = \"2.6.0+own\"' > {folder}/__init__.py"
+    return sandbox.older() | {"comfyui_base_image": sandbox.push_base("with-torchaudio", line)}
 
 
 def test_a_run_without_work_builds_nothing_and_keeps_its_budget(sandbox: Sandbox) -> None:
@@ -88,6 +91,14 @@ def test_a_dry_run_predicts_the_image_that_a_real_one_makes(sandbox: Sandbox, ol
         f"docker image inspect dgx-comfyui:{tag}; docker image history --no-trunc dgx-comfyui:{tag}"
     )
     assert sandbox.shell("stat --format %a /var/lib/comfyui/image").strip() == "700"
+
+
+def test_the_bases_own_torchaudio_is_used_where_it_has_one(sandbox: Sandbox) -> None:
+    said = sandbox.shell(
+        f"docker run --rm --network none dgx-comfyui:{sandbox.made()} "
+        "python -c 'import torchaudio; print(torchaudio.__version__)'"
+    )
+    assert said.strip() == "2.6.0+own"
 
 
 def test_a_version_that_is_not_listed_is_warned_about(sandbox: Sandbox) -> None:
@@ -187,18 +198,6 @@ def test_a_full_disk_is_named(sandbox: Sandbox) -> None:
     assert outcome.status != 0
     assert f"{folder} could not be written" in outcome.message, outcome.output
     assert f"this shows it: df -h {folder}" in outcome.message
-
-
-def test_the_bases_own_torchaudio_is_used_where_it_has_one(sandbox: Sandbox) -> None:
-    folder = f"{DIST_PACKAGES}/torchaudio"
-    line = f"RUN mkdir {folder} && echo '__version__ = \"2.6.0+own\"' > {folder}/__init__.py"
-    outcome = sandbox.play(comfyui_base_image=sandbox.push_base("with-torchaudio", line))
-    assert outcome.status == 0, outcome.output
-    tag = sandbox.made()
-    said = sandbox.shell(
-        f"docker run --rm --network none dgx-comfyui:{tag} python -c 'import torchaudio; print(torchaudio.__version__)'"
-    )
-    assert said.strip() == "2.6.0+own"
 
 
 def test_the_gate_notices_a_tampered_file_of_the_base(sandbox: Sandbox) -> None:
