@@ -10,7 +10,10 @@ from pathlib import Path
 import yaml
 
 ROOT = Path(__file__).parents[1]
-FAILURE = re.compile(r"^fatal: \[[^]]+\]: FAILED! => *\n((?:    .*\n|\n)+)", re.MULTILINE)
+# Of a task, or of one item of its loop.
+FAILURE = re.compile(
+    r"^(?:fatal: \[[^]]+\]: FAILED!|failed: \[[^]]+\] \(item=.*\)) => *\n((?:    .*\n|\n)+)", re.MULTILINE
+)
 
 
 def environment(**more: str) -> dict[str, str]:
