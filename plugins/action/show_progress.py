@@ -27,8 +27,8 @@ TERMINAL = sys.stderr.isatty()
 
 POLL_LEAST_S = 0.2
 POLL_MOST_S = 2.0
-# Each file with its name before its one line.
-LOOK = f"grep -H . {progress.FOLDER}/progress-*.json"
+# Each file with its name before its one line. The claim of the run (host_claim) shows by this that somebody waits.
+LOOK = f"touch -c {progress.FOLDER}/claim.json; grep -H . {progress.FOLDER}/progress-*.json"
 # How long the host may be out of reach before the task fails.
 GRACE_S = 60.0
 # What a job may take beyond its limit until its end is noticed.

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+import playbook_runs
 
 ROOT = Path(__file__).parents[2]
 GROUP_VARS = ROOT / "inventory" / "group_vars" / "all"
@@ -21,6 +25,7 @@ OUTPUTS = {
     "preflight_found_gpu_request",
     "preflight_found_capabilities",
     "preflight_found_machine",
+    "preflight_found_at_s",
     "comfyui_image_reference",
 }
 
@@ -62,12 +67,20 @@ def test_every_required_input_is_wired(role: str) -> None:
 
 def test_the_preflight_of_every_role_runs_first() -> None:
     (play,) = yaml.safe_load((ROOT / "playbooks/site.yml").read_text())
-    (*refusals, provision) = play["tasks"]
+    (*refusals, _, provision) = play["tasks"]
     first, *others = [task["ansible.builtin.import_role"] for task in refusals]
     assert first["name"] == "preflight"
     assert {role["tasks_from"] for role in others} == {"preflight"}
     assert sorted(role["name"] for role in others) == sorted(path.parts[-3] for path in PREFLIGHTS)
     assert set(provision) >= {"block", "rescue"}
+
+
+@pytest.mark.parametrize("name", ["rollback", "site", "teardown"])
+def test_what_changes_a_host_has_claimed_it_and_lets_go_of_it(name: str) -> None:
+    (play,) = yaml.safe_load((ROOT / f"playbooks/{name}.yml").read_text())
+    claim, change = play["tasks"][-2:]
+    assert "host_claim" in claim
+    assert [task["host_claim"] for task in change["always"]] == [{"state": "released"}]
 
 
 # What runs before the first change of a virgin host may neither ask it nor touch it.
@@ -83,6 +96,31 @@ def test_every_site_variable_stands_under_a_comment(name: str) -> None:
     blocks = (GROUP_VARS / "comfyui.yml").read_text().split("\n\n")
     (block,) = [block for block in blocks if re.search(rf"^{name}:", block, re.MULTILINE)]
     assert block.lstrip("-\n").startswith("#")
+
+
+def test_a_warning_is_printed_once(tmp_path: Path) -> None:
+    ask = {"ansible.builtin.import_role": {"name": "comfyui_image", "tasks_from": "preflight"}}
+    (tmp_path / "play.yml").write_text(
+        yaml.safe_dump([{"hosts": "dgx", "gather_facts": False, "connection": "local", "tasks": [ask, ask]}])
+    )
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"dgx": {"hosts": {"here": None}}}))
+    (tmp_path / "group_vars").symlink_to(ROOT / "inventory/group_vars")
+    typed = {
+        "comfyui_version": "0.3.68",
+        "comfyui_image_template_dir": str(ROOT / "templates"),
+        "preflight_found_device": "cpu",
+        "preflight_found_capabilities": [],
+    }
+    done = subprocess.run(
+        ["ansible-playbook", "--inventory", "hosts.yml", "play.yml", "--extra-vars", json.dumps(typed)],
+        cwd=tmp_path,
+        env=playbook_runs.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("GHSA-53g8-45wq-pcv8") == 1
 
 
 def test_the_models_as_delivered_are_in_the_catalogue() -> None:
