@@ -136,11 +136,16 @@ def node_problems(nodes: Sequence[Any]) -> list[str]:
     problems = []
     names = [str(node.get("name", "")) if isinstance(node, Mapping) else "" for node in nodes]
     for node, name in zip(nodes, names, strict=True):
-        complete = isinstance(node, Mapping) and set(node) == {"name", "repo", "commit"}
+        complete = isinstance(node, Mapping) and set(node) - {"requirements"} == {"name", "repo", "commit"}
         if not complete or not NODE_NAME.fullmatch(name) or not COMMIT.fullmatch(str(node["commit"])):
             problems.append(
                 f"The custom node {node} is not complete, expected name (letters, digits, - . _), repo (a git URL) "
                 "and commit (40 lower-case hex digits). Correct comfyui_custom_nodes."
+            )
+        elif "requirements" in node and not (isinstance(node["requirements"], str) and node["requirements"].strip()):
+            problems.append(
+                f"The requirements of the custom node {name} are {node['requirements']!r}, expected the text of a "
+                "requirements file. Correct comfyui_custom_nodes, or leave them out."
             )
         elif names.count(name) > 1:
             problems.append(f"Two custom nodes have the name {name}, expected one. Correct comfyui_custom_nodes.")
@@ -150,6 +155,15 @@ def node_problems(nodes: Sequence[Any]) -> list[str]:
 def checkout(node: Mapping[str, str]) -> dict[str, str]:
     """A custom node with its folder in the build context."""
     return {**node, "dir": f"custom_nodes/{node['name']}"}
+
+
+def node_requirements(nodes: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """The files of the build context that take the place of nodes' own requirements."""
+    return [
+        {"name": f"{node['name']}.requirements.txt", "content": node["requirements"].strip() + "\n"}
+        for node in nodes
+        if "requirements" in node
+    ]
 
 
 def leftovers(tags: str, wanted: str, used: str) -> list[str]:
@@ -170,6 +184,7 @@ class FilterModule:
             "comfyui_image_leftovers": leftovers,
             "comfyui_image_problems": input_problems,
             "comfyui_node_checkout": checkout,
+            "comfyui_node_requirements": node_requirements,
             "comfyui_version_warnings": version_warnings,
             "comfyui_without_login": without_login,
         }

@@ -107,6 +107,8 @@ def test_good_inputs_have_no_problem() -> None:
         ({"nodes": [{**NODE, "commit": "main"}]}, ["is not complete", "40 lower-case hex digits"]),
         ({"nodes": [{**NODE, "name": "../app"}]}, ["is not complete"]),
         ({"nodes": [NODE, NODE]}, ["Two custom nodes have the name some-node"]),
+        ({"nodes": [{**NODE, "requirements": ["humanize"]}]}, ["of the custom node some-node are ['humanize']"]),
+        ({"nodes": [{**NODE, "requirements": ""}]}, ["are '', expected the text", "or leave them out"]),
     ],
 )
 def test_bad_inputs_are_refused(more: dict[str, Any], words: list[str]) -> None:

@@ -88,6 +88,16 @@ def test_the_gate_runs_after_the_requirements_of_each_custom_node() -> None:
     assert "COPY custom_nodes/some-node/ /data/custom_nodes/some-node/" in text
 
 
+def test_requirements_of_the_site_take_the_place_of_a_nodes_own() -> None:
+    pinned = {**NODE, "requirements": "humanize==4.0\n"}
+    text = render("0.28.1", comfyui_image_custom_nodes=[pinned])
+    own, sites = (text.index(f"COPY {name}") for name in ("custom_nodes/some-node/", "some-node.requirements.txt"))
+    assert own < sites < text.index("Installing what the custom node some-node")
+    files = importlib.import_module("filter.comfyui_image").node_requirements([NODE, pinned])
+    assert files == [{"name": "some-node.requirements.txt", "content": "humanize==4.0\n"}]
+    assert "requirements.txt /data" not in render("0.28.1", comfyui_image_custom_nodes=[NODE])
+
+
 def test_a_base_with_all_libraries_is_asked_for_none() -> None:
     assert "apt-get" not in render("0.28.1", comfyui_image_system_packages=[])
 
