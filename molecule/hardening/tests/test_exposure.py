@@ -13,6 +13,7 @@ import pytest
 
 from live_host import GUARD, LiveHost
 from playbook_runs import ROOT
+from sandbox.containers import FORWARD_PORT
 
 HOST = os.environ.get("MOLECULE_SCENARIO_NAME", "hardening")
 PAGE = (ROOT / "docs/security.md").read_text()
@@ -162,16 +163,18 @@ def test_another_address_with_a_guard_is_served_and_ufw_does_not_stop_it(live: L
     assert done.returncode == 0, done.stdout
     assert reaches(address)
     (rule,) = (block for block in blocks("sh") if "DOCKER-USER" in block)
+    assert reaches(address, FORWARD_PORT)
+    live.shell(
+        "apt-get update --quiet=2; DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 ufw", timeout_s=300
+    )
     try:
-        # Where ufw puts its rules: the chain for what is addressed to the host itself.
-        live.shell("iptables -I INPUT -p tcp --dport 8188 -j DROP")
+        live.shell("ufw deny 8188; ufw --force enable")
+        assert not reaches(address, FORWARD_PORT)  # it does stop what is no container's
         assert reaches(address)
         live.shell(rule)
         assert not reaches(address)
         assert live.run(f"curl --silent --fail --max-time 5 http://{address}:8188/system_stats").returncode == 0
     finally:
-        live.run(
-            "iptables -D INPUT -p tcp --dport 8188 -j DROP; iptables -F DOCKER-USER; iptables -A DOCKER-USER -j RETURN"
-        )
+        live.run("ufw --force reset; ufw disable; iptables -F DOCKER-USER; iptables -A DOCKER-USER -j RETURN")
     live.shell(f"{GUARD} rollback")
     assert not reaches(address)
