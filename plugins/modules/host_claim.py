@@ -156,7 +156,14 @@ def main() -> None:
     )
     if module.check_mode:
         module.exit_json(changed=False)
-    module.exit_json(changed=False, **settle(module.params))
+    try:
+        met = settle(module.params)
+    except OSError as error:
+        module.fail_json(
+            msg=f"{module.params['path']} cannot be written ({error.strerror}), expected that root runs this. Log in "
+            "as root, or set ansible_become: true."
+        )
+    module.exit_json(changed=False, **met)
 
 
 if __name__ == "__main__":

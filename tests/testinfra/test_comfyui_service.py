@@ -89,6 +89,7 @@ def test_the_process_runs_as_the_service_account(host: Any, site: dict[str, Any]
         ("/data/cache", True),
         ("/tmp", True),  # noqa: S108 - in the container
     ],
+    ids=lambda value: {True: "writable", False: "read-only"}.get(value, value),
 )
 def test_it_writes_only_where_it_should(host: Any, path: str, writable: bool) -> None:
     probe = f"{path}/.written-by-verify"

@@ -106,8 +106,10 @@ def playbook(tmp_path: Path) -> Iterator[list[str]]:
     (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": {"here": local}}}))
     path = str(tmp_path / "claim.json")
     work = {"ansible.builtin.wait_for": {"path": str(tmp_path / "go"), "sleep": 1, "timeout": 60}}
+    trouble = {"ansible.builtin.fail": {"msg": "broken"}, "when": "broken | default(false) | bool"}
     tasks = {
-        "block": [{"host_claim": {"path": path}}, work],
+        "block": [{"host_claim": {"path": path}}, work, trouble],
+        "rescue": [{"ansible.builtin.fail": {"msg": "kept"}}],
         "always": [{"host_claim": {"path": path, "state": "released"}}],
     }
     play = [{"hosts": "all", "gather_facts": False, "tasks": [tasks]}]
@@ -139,6 +141,12 @@ def test_two_runs_at_once_and_one_that_was_killed(tmp_path: Path, playbook: list
     status, words = run()
     assert status == 0, words
     assert "Took this host over from the run of" in words
-    status, words = run()
-    assert status == 0, words
+    status, words = run("--extra-vars", "broken=true")
+    assert status == 2
     assert "Took this host over" not in words
+    assert json.loads((tmp_path / "claim.json").read_text())["ended_s"]  # who fails lets go as well
+    (tmp_path / "claim.json").unlink()
+    (tmp_path / "claim.json").mkdir()
+    status, words = run()
+    assert "cannot be written (Is a directory), expected that root runs this" in words
+    assert "Traceback" not in words
