@@ -18,6 +18,7 @@ from image_sandbox import Sandbox
 ROOT = Path(__file__).parents[2]
 NAME = "bench-image"
 CONTEXT = "/var/lib/comfyui/image"
+ROUNDS = 2
 BUDGETS = {"by hand": 1.1, "warm": 0.6, "tasks": 6}
 
 
@@ -49,20 +50,22 @@ def by_hand(sandbox: Sandbox) -> float:
 
 
 def measure(sandbox: Sandbox) -> dict[str, float]:
-    """The ratios, and the number of tasks."""
+    """The ratios, and the number of tasks. The fastest build of a kind counts: others may work on this machine."""
     older = sandbox.older()
-    forget(sandbox)
-    role_s = by_role(sandbox)
+    role, hand, warm = [], [], []
+    for _ in range(ROUNDS):
+        forget(sandbox)
+        role.append(by_role(sandbox))
+        forget(sandbox)
+        hand.append(by_hand(sandbox))
+        forget(sandbox)
+        older_s = by_role(sandbox, **older)
+        warm.append(by_role(sandbox))
+        print(f"cold by the role {role[-1]:.1f} s, cold by hand {hand[-1]:.1f} s")
+        print(f"0.3.68 cold {older_s:.1f} s, and after it 0.28.1 {warm[-1]:.1f} s", flush=True)
     sandbox.play()
     tasks = sum(task["runs"] for task in sandbox.tasks())
-    forget(sandbox)
-    hand_s = by_hand(sandbox)
-    forget(sandbox)
-    older_s = by_role(sandbox, **older)
-    warm_s = by_role(sandbox)
-    print(f"cold by the role {role_s:.1f} s, cold by hand {hand_s:.1f} s")
-    print(f"0.3.68 cold {older_s:.1f} s, and after it 0.28.1 {warm_s:.1f} s")
-    return {"by hand": role_s / hand_s, "warm": warm_s / role_s, "tasks": tasks}
+    return {"by hand": min(role) / min(hand), "warm": min(warm) / min(role), "tasks": tasks}
 
 
 def main() -> None:
