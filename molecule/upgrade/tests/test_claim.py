@@ -18,7 +18,7 @@ def test_the_second_of_two_runs_is_refused_and_takes_over_when_the_first_is_dead
     live = LiveHost(HOST)
     with ThreadPoolExecutor() as pool:
         # While somebody else has the guard's lock, a run waits in the middle of its work.
-        lock = live.begin(f"exec flock {GUARDS_LOCK} sh -c 'echo locked; cat'")
+        lock = live.begin(f"mkdir --parents /run/comfyui; exec flock {GUARDS_LOCK} sh -c 'echo locked; cat'")
         try:
             assert lock.stdout is not None
             assert lock.stdout.readline() == "locked\n"
