@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -41,7 +43,8 @@ def proxy(sandbox: Sandbox) -> Iterator[str]:
 
 
 def test_a_build_goes_through_the_proxy_and_says_nothing_of_it(sandbox: Sandbox, proxy: str) -> None:
-    node = sandbox.serve("proxied", NODE)
+    # Another commit each time: a step that the builder has already done asks nobody.
+    node = sandbox.serve("proxied", NODE | {"made": str(time.time_ns()).encode()})
     outcome = sandbox.play(
         comfyui_custom_nodes=[{"name": "proxied", **node, "requirements": PINNED}], comfyui_proxy=proxy
     )
@@ -49,7 +52,7 @@ def test_a_build_goes_through_the_proxy_and_says_nothing_of_it(sandbox: Sandbox,
     tag = sandbox.made()
     asked = sandbox.shell(f"cat {LOG}")
     assert "GET http://upstreams.test/git/proxied.git/" in asked  # git
-    assert "CONNECT " in asked  # pip, in a step of the build
+    assert re.search(r": CONNECT \S+:443 ", asked), asked  # pip, in a step of the build
     record = json.loads(sandbox.shell(f"cat /etc/comfyui/images/{tag}.json"))
     assert PINNED.split("==") in [[entry["name"], entry["version"]] for entry in record["contents"]]
     address = proxy.partition("@")[2]
