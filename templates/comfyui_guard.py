@@ -243,14 +243,15 @@ def host_problems(release: dict[str, Any], *, mend: bool) -> list[str]:
         return []
     gpus = command("nvidia-smi", "-L")
     gpu_list = gpus.stdout if gpus.returncode == 0 else ""
+    mig_modes = command("nvidia-smi", "--query-gpu=index,mig.mode.current", "--format=csv,noheader").stdout
     every_gpu = any(word.endswith("nvidia.com/gpu=all") for word in release["gpus"]) and not cdi_host.limited()
-    problems = cdi_host.spec_problems(gpu_list=gpu_list, every_gpu=every_gpu)
+    problems = cdi_host.spec_problems(gpu_list=gpu_list, mig_modes=mig_modes, every_gpu=every_gpu)
     if problems and mend:
         say(f"Making the CDI specification anew: {'; '.join(problems)}")
         if any(not os.path.exists(path) for path in REQUIRED_NODES):
             command("nvidia-ctk", "system", "create-device-nodes", "--control-devices", "--load-kernel-modules")
         command("systemctl", "restart", "nvidia-cdi-refresh.service")
-        problems = cdi_host.spec_problems(gpu_list=gpu_list, every_gpu=every_gpu)
+        problems = cdi_host.spec_problems(gpu_list=gpu_list, mig_modes=mig_modes, every_gpu=every_gpu)
     sentences = [words] if (words := cdi_host.driver_problem()) else []
     if problems:
         sentences.append(

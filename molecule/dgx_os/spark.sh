@@ -7,7 +7,7 @@ printf '#!/bin/sh\n[ "$*" = --print-architecture ] && echo arm64 && exit\nexec /
 chmod 755 /usr/local/bin/uname /usr/local/bin/dpkg
 # The stand-in program asks the kernel itself.
 sed -i 's/os\.uname()\.machine/"aarch64"/' /usr/bin/nvidia-ctk
-rm /dev/nvidia1
+rm /dev/nvidia1 /dev/nvidia2
 python3 /usr/local/src/driver/driver.py install --profile gb10
 cat > /etc/dgx-release <<'END'
 DGX_NAME="DGX Spark"

@@ -38,6 +38,7 @@ def describe_machine(
             # It ends with 1 where one of several patterns has no package.
             parse_versions(commands["driver_packages"]["stdout"]),
             said["kernels"],
+            held=said["held"].split(),
             dgx_os=dgx_os,
             branches=facts.get("driver_branches", ()),
         ),
@@ -66,9 +67,9 @@ def request_arguments(value: Any, engine: str, toolkit: str) -> dict[str, Any]:
     return asdict(gpu_request(value, engine=engine, toolkit=toolkit))
 
 
-def request_missing(value: Any, gpu_list: str) -> list[str]:
-    """The devices of a request that a host with this `nvidia-smi -L` cannot hand over, a sentence for each."""
-    return missing_devices(requested(value), parse_gpus(gpu_list))
+def request_missing(value: Any, gpu_list: str, mig_modes: str = "") -> list[str]:
+    """The devices of a request that a host with these GPUs cannot hand over, a sentence for each."""
+    return missing_devices(requested(value), parse_gpus(gpu_list, mig_modes))
 
 
 def disks(needs: list[Mapping[str, Any]]) -> list[dict[str, Any]]:

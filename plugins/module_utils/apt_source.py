@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import re
 
+# Programs of the host that apt runs around an update: some write outside of the folder, or ask for minutes. A list is
+# emptied by a file only, and by one that apt reads after the host's own.
+NO_HOOKS = "".join(f"#clear APT::Update::{name};\n" for name in ("Pre-Invoke", "Post-Invoke", "Post-Invoke-Success"))
+
 
 def isolated(folder: str) -> list[str]:
     """Options with which apt sees the one source in `folder` and nothing of the host's, and writes only there."""
     return [
+        "-c",
+        f"{folder}/no-hooks.conf",
         "-o",
         f"Dir::Etc::sourcelist={folder}/try.sources",
         "-o",

@@ -51,10 +51,10 @@ def read_spec(path: Path = SPEC) -> dict[str, Any]:
     return spec
 
 
-def spec_problems(path: Path = SPEC, gpu_list: str = "", *, every_gpu: bool = True) -> list[str]:
+def spec_problems(path: Path = SPEC, gpu_list: str = "", mig_modes: str = "", *, every_gpu: bool = True) -> list[str]:
     """How the specification differs from this host, in words; empty where it fits.
 
-    `gpu_list` is the output of `nvidia-smi -L`; an empty one is not compared.
+    `gpu_list` is the output of `nvidia-smi -L`, and an empty one is not compared; `mig_modes` as for parse_gpus.
     """
     try:
         spec = read_spec(path)
@@ -62,8 +62,11 @@ def spec_problems(path: Path = SPEC, gpu_list: str = "", *, every_gpu: bool = Tr
         return [str(error)]
     live = character_devices([*(node for pattern in NODE_PATTERNS for node in glob.glob(pattern)), *device_nodes(spec)])
     missing = [file for file in host_files(spec) if not os.path.exists(file)]
-    devices = spellings(parse_gpus(gpu_list))
-    problems: list[str] = compare(spec, live, missing, devices=devices, every_gpu=every_gpu)
+    gpus = parse_gpus(gpu_list, mig_modes)
+    bare = sum(gpu.split and not gpu.mig for gpu in gpus)
+    problems: list[str] = compare(
+        spec, live, missing, devices=spellings(gpus), every_gpu=every_gpu, without_device=bare
+    )
     return problems
 
 

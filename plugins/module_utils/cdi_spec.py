@@ -161,11 +161,13 @@ def compare(
     *,
     devices: Collection[Collection[str]] = (),
     every_gpu: bool = True,
+    without_device: int = 0,
 ) -> list[str]:
     """What is wrong with the specification on a host that has the device nodes `live`; empty where it is right.
 
     `missing_files` are those of `host_files` that the host lacks. `devices` are the GPUs and MIG devices that the host
-    has, each by all its names. `every_gpu` expects all of them, all GPU nodes, and the device `all`.
+    has, each by all its names. `every_gpu` expects all of them, all GPU nodes, and the device `all`; of the nodes as
+    many may be missing as there are GPUs `without_device`: in MIG mode, and without an instance.
     """
     problems = []
     if spec.get("kind") != KIND:
@@ -181,10 +183,11 @@ def compare(
         known = {"all", *(name for spelled in devices for name in spelled)}
         problems += [f"it has the device {name!r}, which this host has not" for name in names if name not in known]
     nodes = device_nodes(spec)
-    expected = list(REQUIRED_NODES)
-    if every_gpu:
-        expected += [path for path in live if re.fullmatch(r"/dev/nvidia\d+", path)]
-    problems += [f"{path} is not in it" for path in expected if path not in nodes]
+    lacking = [path for path in live if re.fullmatch(r"/dev/nvidia\d+", path) and path not in nodes]
+    absent = [path for path in REQUIRED_NODES if path not in nodes]
+    if every_gpu and len(lacking) > without_device:
+        absent += lacking
+    problems += [f"{path} is not in it" for path in absent]
     for path, numbers in sorted(nodes.items()):
         if path not in live:
             problems.append(f"it names {path}, which this host does not have")

@@ -73,6 +73,7 @@ READ_AT_START_ONLY = frozenset({"features.cdi", "features.containerd-snapshotter
 
 DEFAULT_INDENT = "    "
 BUILT_IN_RUNTIME = "runc"
+DATA_ROOT = "/var/lib/docker"
 
 
 class DaemonJsonError(ValueError):
@@ -88,6 +89,7 @@ class Plan:
     wanted: dict[str, Any]
     changed_keys: list[str]
     left_out: list[str]
+    kept: list[str]
 
 
 def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -170,6 +172,47 @@ def without(config: Mapping[str, Any], dotted: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         return dict(config)
     return {key: without(value, rest) if key == name else held for key, held in config.items()}
+
+
+def value_at(config: Mapping[str, Any], dotted: str) -> Any:
+    """The value under a dotted name; None where there is none."""
+    found: Any = config
+    for name in dotted.split("."):
+        if not isinstance(found, dict) or name not in found:
+            return None
+        found = found[name]
+    return found
+
+
+def with_value(config: Mapping[str, Any], dotted: str, value: Any) -> dict[str, Any]:
+    """`config` with another value under a dotted name."""
+    name, _, rest = dotted.partition(".")
+    if not rest:
+        return {**config, name: value}
+    inner = config.get(name)
+    return {**config, name: with_value(inner if isinstance(inner, dict) else {}, rest, value)}
+
+
+def respect_original(
+    wanted: Mapping[str, Any], original: Mapping[str, Any], names: Iterable[str]
+) -> tuple[dict[str, Any], list[str]]:
+    """`wanted` with the values that `original` has under these dotted names, and the names that differed."""
+    respected, kept = dict(wanted), []
+    for dotted in names:
+        theirs, ours = value_at(original, dotted), value_at(wanted, dotted)
+        if theirs is not None and ours is not None and not same(theirs, ours):
+            respected = with_value(respected, dotted, theirs)
+            kept.append(dotted)
+    return respected, sorted(kept)
+
+
+def swarm_state_file(config: Mapping[str, Any], argv: list[str]) -> str:
+    """Where the engine keeps that it is the member of a swarm, also while it is stopped.
+
+    Source: moby/moby daemon/cluster/cluster.go, stateFile below the root's folder swarm.
+    """
+    root = flag_value(argv, "data-root") or config.get("data-root") or DATA_ROOT
+    return f"{root}/swarm/docker-state.json"
 
 
 def ghost_runtime(config: Mapping[str, Any], argv: list[str]) -> str:
@@ -313,31 +356,68 @@ def mask_credentials(text: str) -> str:
     return re.sub(r'//[^/@\s"]+@', "//***@", text)
 
 
-def plan(text: str, wanted: Mapping[str, Any], argv: list[str], remove: Iterable[str] = ()) -> Plan:
+def plan(
+    text: str,
+    wanted: Mapping[str, Any],
+    argv: list[str],
+    remove: Iterable[str] = (),
+    *,
+    keep: Iterable[str] = (),
+    original: Mapping[str, Any] | None = None,
+    swarm: bool = False,
+) -> Plan:
     """What merging `wanted` into the file's `text` comes to, where the unit's command is `argv`.
 
-    `remove` are dotted names to take out. Raises DaemonJsonError as parse_config does, and where dockerd could not
-    start with the result although --validate accepts it.
+    `remove` are dotted names to take out; what `original`, the file before the first change, had there comes back.
+    `keep` are those where its values count instead of `wanted`; None says that this is the first change. A member of a
+    `swarm` gets no live-restore, with which dockerd does not start. Raises DaemonJsonError as parse_config does, and
+    where dockerd could not start with the result although --validate accepts it.
     """
     before = parse_config(text)
     driver_there = flag_value(argv, "log-driver") or str(before.get("log-driver") or "")
     respected, left_log = respect_log_driver(wanted, driver_there)
-    kept, left_flags = leave_out(respected, flag_keys(argv))
+    respected, kept_names = respect_original(respected, before if original is None else original, keep)
+    refused = {"live-restore"} if swarm else set()
+    kept, left_flags = leave_out(respected, flag_keys(argv) | refused)
     left = sorted({*left_log, *left_flags})
     after = merge(before, kept)
     for dotted in remove:
-        after = without(after, dotted)
+        theirs = value_at(original or {}, dotted)
+        after = without(after, dotted) if theirs is None else with_value(after, dotted, theirs)
     if ghost := ghost_runtime(after, argv):
         raise DaemonJsonError(f"default-runtime is {ghost!r}, expected one that stands under runtimes")
-    gone = [dotted for dotted in remove if not same(without(before, dotted), before)]
+    gone = [dotted for dotted in remove if value_at(before, dotted) is not None and value_at(after, dotted) is None]
     other = [path for path in changed_paths(before, after) if not any(name.startswith(f"{path}.") for name in gone)]
     changed = [] if same(before, after) else sorted({*other, *gone})
-    return Plan(render(after, text) if changed else None, after, kept, changed, left)
+    return Plan(render(after, text) if changed else None, after, kept, changed, left, kept_names)
+
+
+def is_of(path: str, wanted: Mapping[str, Any]) -> bool:
+    """Whether this dotted name, of a setting or of an object around it, is one that `wanted` speaks of."""
+    return any(leaf == path or leaf.startswith(f"{path}.") for leaf in changed_paths({}, wanted))
+
+
+def waiting_of_others(
+    config: Mapping[str, Any], wanted: Mapping[str, Any], info: Mapping[str, Any], *, written_since_start: bool
+) -> list[str]:
+    """Dotted names of what others have in the file and the running engine may not have taken up yet.
+
+    What `docker info` shows is certain. Of the rest only that the file was written since the engine's start is known.
+    """
+    certain = not_in_force(config, info)
+    unseen = [key for key in config if key not in SHOWN and needs_restart(key)] if written_since_start else []
+    return sorted(path for path in {*certain, *unseen} if not is_of(path, wanted))
 
 
 def needs_restart(path: str) -> bool:
     """Whether a reload leaves this key as it was."""
     return path.partition(".")[0] not in RELOADABLE or path in READ_AT_START_ONLY
+
+
+# Settings that `docker info` shows, as not_in_force compares them.
+SHOWN = frozenset(
+    {"debug", "default-runtime", "features", "live-restore", "log-driver", "registry-mirrors", "runtimes"}
+)
 
 
 def not_in_force(config: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:

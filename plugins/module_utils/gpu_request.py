@@ -24,12 +24,16 @@ WORDS = ("auto", "all", "none")
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as nvidia-smi lists it, with the MIG devices that it is split into: index pair to UUID."""
+    """A GPU as nvidia-smi lists it, with the MIG devices that it is split into: index pair to UUID.
+
+    One in MIG mode (`split`) has only these to give, and before its first instance nothing.
+    """
 
     index: str
     name: str
     uuid: str
     mig: dict[str, str]
+    split: bool = False
 
 
 @dataclass(frozen=True)
@@ -65,12 +69,16 @@ def requested(value: Any) -> list[str]:
     return names
 
 
-def parse_gpus(listing: str) -> list[Gpu]:
-    """The GPUs in the output of `nvidia-smi -L`; lines of another shape are passed over."""
+def parse_gpus(listing: str, modes: str = "") -> list[Gpu]:
+    """The GPUs in the output of `nvidia-smi -L`; lines of another shape are passed over.
+
+    `modes` is that of `nvidia-smi --query-gpu=index,mig.mode.current --format=csv,noheader`.
+    """
+    in_mig_mode = re.findall(r"(?m)^\s*(\d+), Enabled\s*$", modes)
     gpus: list[Gpu] = []
     for line in listing.splitlines():
         if found := re.fullmatch(r"GPU (\d+): (.+) \(UUID: (\S+)\)\s*", line):
-            gpus.append(Gpu(found[1], found[2], found[3], {}))
+            gpus.append(Gpu(found[1], found[2], found[3], {}, split=found[1] in in_mig_mode))
         elif gpus and (found := re.fullmatch(r"\s+MIG \S+\s+Device\s+(\d+): \(UUID: (\S+)\)\s*", line)):
             gpus[-1].mig[f"{gpus[-1].index}:{found[1]}"] = found[2]
     return gpus
@@ -83,7 +91,7 @@ def spellings(gpus: Iterable[Gpu]) -> list[list[str]]:
     """
     found: list[list[str]] = []
     for gpu in gpus:
-        found += [list(pair) for pair in gpu.mig.items()] if gpu.mig else [[gpu.index, gpu.uuid]]
+        found += [list(pair) for pair in gpu.mig.items()] if gpu.mig or gpu.split else [[gpu.index, gpu.uuid]]
     return found
 
 
@@ -94,8 +102,12 @@ def missing_devices(names: list[str], gpus: list[Gpu]) -> list[str]:
     there = [name for pair in spellings(gpus) for name in pair]
     problems = []
     for name in names:
-        split = [gpu for gpu in gpus if gpu.mig and name in (gpu.index, gpu.uuid)]
-        if split:
+        split = [gpu for gpu in gpus if (gpu.mig or gpu.split) and name in (gpu.index, gpu.uuid)]
+        if split and not split[0].mig:
+            problems.append(
+                f"GPU {name} is in MIG mode and has no instance (sudo nvidia-smi mig -lgip shows which it may)"
+            )
+        elif split:
             problems.append(f"GPU {name} is split by MIG into {', '.join(split[0].mig)}")
         elif name not in there:
             problems.append(f"GPU {name} is not on this host, which has {', '.join(there) or 'none'}")

@@ -84,14 +84,16 @@ def driver_faults(
     packages: Mapping[str, tuple[str, bool]],
     kernels: str,
     *,
+    held: Iterable[str] = (),
     dgx_os: str = "",
     branches: Iterable[str] = (),
 ) -> list[str]:
     """What is wrong with a driver, or will be after the next boot: a sentence with its fix for each.
 
     `loaded` is /proc/driver/nvidia/version, `on_disk` what modinfo says of the running kernel's module. `kernels` has a
-    line for each kernel that can be booted: its release, a space, and the version of its NVIDIA module. `dgx_os` is the
-    version of DGX OS; `branches` are the driver branches that the machine's maker supports, none for any.
+    line for each kernel that can be booted: its release, a space, and the version of its NVIDIA module. `held` is what
+    `apt-mark showhold` names, `dgx_os` the version of DGX OS; `branches` are the driver branches that the machine's
+    maker supports, none for any.
     """
     faults = []
     running = version_of(loaded)
@@ -128,10 +130,10 @@ def driver_faults(
             f"DGX OS {dgx_os} with this DOCA fails to build its modules at the next kernel: update DOCA to "
             "3.2.1-044418 or newer before that."
         )
-    held = sorted(name for name, (_, is_held) in packages.items() if is_held)
-    if dgx_os and held:
+    kept_back = sorted(held)
+    if dgx_os and kept_back:
         faults.append(
-            f"Held packages, for which DGX OS offers the same update again and again: {', '.join(held)}. sudo apt-mark "
-            f"unhold {' '.join(held)}, then update."
+            f"Held packages, for which DGX OS offers the same update again and again: {', '.join(kept_back)}. sudo "
+            f"apt-mark unhold {' '.join(kept_back)}, then update."
         )
     return faults

@@ -68,52 +68,19 @@ offered:
   sample: ["1.2.3-1", "1.2.2-1"]
 """
 
-import fcntl
 import os
-import struct
 import tempfile
 import time
 import urllib.error
 
-from ansible.module_utils.apt_source import complaint, isolated, offered_versions, signed_by
+from ansible.module_utils.apt_lock import wait_until_free
+from ansible.module_utils.apt_source import NO_HOOKS, complaint, isolated, offered_versions, signed_by
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.openpgp import KeyFileError, read_key
 from ansible.module_utils.urls import open_url
 
 KEY_LIMIT_B = 1 << 20
 KEY_TRIES = 3
-LOCKS = ("/var/lib/dpkg/lock-frontend", "/var/lib/dpkg/lock", "/var/lib/apt/lists/lock")
-# struct flock of Linux on 64 bits: type, whence, start, length, pid.
-FLOCK = "hhqqi4x"
-
-
-def holder(path: str) -> int:
-    """The process that holds the lock of this file; 0 where none does."""
-    try:
-        with open(path, "rb") as stream:
-            asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
-            kind, _, _, _, pid = struct.unpack(FLOCK, fcntl.fcntl(stream, fcntl.F_GETLK, asked))
-    except FileNotFoundError:
-        return 0
-    return int(pid) if kind != fcntl.F_UNLCK else 0
-
-
-def wait_for_locks(module: AnsibleModule) -> None:
-    """Wait until nobody holds a lock; fails with the holder's name when the time is up."""
-    deadline = time.monotonic() + module.params["wait_s"]
-    while held := {pid: path for path in LOCKS if (pid := holder(path))}:
-        if time.monotonic() > deadline:
-            pid, path = next(iter(held.items()))
-            try:
-                with open(f"/proc/{pid}/comm", encoding="utf-8") as stream:
-                    name = stream.read().strip()
-            except OSError:
-                name = "a program that has ended"
-            module.fail_json(
-                msg=f"apt is in use: {name} (process {pid}) has held {path} for {module.params['wait_s']} s, expected "
-                f"that it ends. Nothing was changed. See what it does: ps -fp {pid}; let it end, then run this again."
-            )
-        time.sleep(1)
 
 
 def fetch_key(module: AnsibleModule) -> str:
@@ -157,11 +124,16 @@ def main() -> None:
     )
     module.run_command_environ_update = {"LC_ALL": "C.UTF-8"}
     key = fetch_key(module)
-    wait_for_locks(module)
+    if busy := wait_until_free(module.params["wait_s"]):
+        module.fail_json(msg=busy)
     package, version, hint = (module.params[name] for name in ("package", "version", "hint"))
     with tempfile.TemporaryDirectory(prefix="apt-source-") as folder:
         os.makedirs(f"{folder}/lists/partial")
-        texts = {"key.asc": key, "try.sources": signed_by(module.params["sources"], f"{folder}/key.asc")}
+        texts = {
+            "key.asc": key,
+            "no-hooks.conf": NO_HOOKS,
+            "try.sources": signed_by(module.params["sources"], f"{folder}/key.asc"),
+        }
         for name, text in texts.items():
             with open(f"{folder}/{name}", "w", encoding="utf-8") as stream:
                 stream.write(text)

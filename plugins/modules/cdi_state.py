@@ -23,6 +23,12 @@ options:
     description: The output of C(nvidia-smi -L), for the GPUs and MIG devices that the host has. Empty is not compared.
     type: str
     default: ""
+  mig_modes:
+    description:
+      - The output of C(nvidia-smi --query-gpu=index,mig.mode.current --format=csv,noheader). A GPU in MIG mode without
+        an instance has no device to describe.
+    type: str
+    default: ""
 author:
   - dgx-comfyui (@dgx-comfyui)
 """
@@ -60,13 +66,17 @@ def main() -> None:
             "path": {"type": "path", "default": "/var/run/cdi/nvidia.yaml"},
             "every_gpu": {"type": "bool", "default": True},
             "gpu_list": {"type": "str", "default": ""},
+            "mig_modes": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
     module.exit_json(
         changed=False,
         problems=spec_problems(
-            Path(module.params["path"]), module.params["gpu_list"], every_gpu=module.params["every_gpu"]
+            Path(module.params["path"]),
+            module.params["gpu_list"],
+            module.params["mig_modes"],
+            every_gpu=module.params["every_gpu"],
         ),
         missing_nodes=[node for node in REQUIRED_NODES if not os.path.exists(node)],
     )

@@ -13,8 +13,11 @@ description:
   - A log driver that the host already has is respected, and the log options of another one are left out with it.
   - The new file is checked by dockerd itself, with the unit's own flags, before it replaces the old one in one step.
     Mode and owner are kept; a link stays a link.
-  - The file as it was before the first change is kept beside it as C(daemon.json.before-dgx-comfyui). It is written
-    once, so that it stays the file that this host had before, not an intermediate state.
+  - The file as it was before the first change is kept beside it as C(daemon.json.before-dgx-comfyui), empty where there
+    was none. It is written once, so that it stays the file that this host had before, not an intermediate state.
+  - The member of a swarm, running or stopped, gets no C(live-restore), with which its dockerd would not start.
+  - A change that waits for a restart is remembered until the engine was started again, over failed runs too.
+  - Where others wrote to the file and the engine has not taken that up yet, a warning says so before it will.
   - A file that is not JSON is refused with line and column, and is not touched. An empty file counts as C({}).
 options:
   path:
@@ -28,7 +31,14 @@ options:
     type: dict
     default: {}
   remove:
-    description: Dotted names of keys to take out. An object that becomes empty by it stays, so that a reload sees it.
+    description:
+      - Dotted names of keys to take out. An object that becomes empty by it stays, so that a reload sees it. What stood
+        there before the first change comes back.
+    type: list
+    elements: str
+    default: []
+  keep:
+    description: Dotted names, of O(keys), where what the file had before the first change counts instead.
     type: list
     elements: str
     default: []
@@ -75,10 +85,15 @@ changed_keys:
   type: list
   sample: ["live-restore", "log-opts.max-size"]
 left_out:
-  description: Dotted names of the keys that the unit passes as flags.
+  description: Dotted names of the keys that the unit passes as flags, or that a swarm or another log driver forbids.
   returned: always
   type: list
   sample: ["default-shm-size"]
+kept:
+  description: Dotted names of the keys that this host had with another value, which counts.
+  returned: always
+  type: list
+  sample: ["log-opts.max-size"]
 apply:
   description:
     - What it takes until the running engine has O(keys), V(none), V(reload) or V(restart). Also answers for a file that
@@ -117,14 +132,17 @@ from ansible.module_utils.daemon_json import (
     changed_paths,
     environment_files,
     flag_value,
+    is_of,
     mask_credentials,
     needs_restart,
     not_in_force,
     parse_config,
     plan,
+    swarm_state_file,
     unit_argv,
     validation_argv,
     version_tuple,
+    waiting_of_others,
 )
 
 BACKUP_SUFFIX = ".before-dgx-comfyui"
@@ -174,6 +192,28 @@ def read_info(module: AnsibleModule) -> dict[str, Any]:
     return found if isinstance(found, dict) and found.get("ServerVersion") else {}
 
 
+def started_s(module: AnsibleModule) -> float:
+    """When dockerd was started, on the clock that time.monotonic has; infinite where nobody says."""
+    if not module.get_bin_path("systemctl"):
+        return float("inf")
+    _, text, _ = module.run_command(
+        ["systemctl", "show", "--property=ExecMainStartTimestampMonotonic", "--value", UNIT]
+    )
+    return int(text) / 1e6 if text.strip().isdigit() else float("inf")
+
+
+def read_original(path: str) -> dict[str, Any] | None:
+    """The settings before the first change; None where there was no change yet."""
+    try:
+        with open(path + BACKUP_SUFFIX, encoding="utf-8-sig") as stream:
+            found: dict[str, Any] = parse_config(stream.read())
+    except (OSError, UnicodeDecodeError):
+        return None
+    except DaemonJsonError:
+        return {}
+    return found
+
+
 def validate(module: AnsibleModule, argv: list[str], candidate: str, path: str) -> str:
     """Ask dockerd about the candidate; the answer, or the reason why it was not asked."""
     command = validation_argv(argv, candidate)
@@ -217,25 +257,28 @@ def write(module: AnsibleModule, argv: list[str], path: str, text: str) -> tuple
         return backup, said
     try:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
-        if exists and not os.path.exists(path + BACKUP_SUFFIX):
-            module.preserved_copy(path, path + BACKUP_SUFFIX)
+        if not os.path.exists(path + BACKUP_SUFFIX):
             backup = path + BACKUP_SUFFIX
+            if exists:
+                module.preserved_copy(path, backup)
+            else:
+                os.close(os.open(backup, os.O_WRONLY | os.O_CREAT, 0o644))
         if not exists:
             os.chmod(candidate, 0o644)
     except OSError as error:
         module.fail_json(msg=f"{error.filename} cannot be written: {error.strerror}. {path} was not changed.")
     module.atomic_move(candidate, path, keep_dest_attrs=exists)
-    remember(text, before)
+    remember({"after": text, "before": before, "backup": backup, "at_s": time.monotonic()}, started_s(module))
     return backup, said
 
 
-def remember(after: str, before: str | None) -> None:
-    """Keep what the file was (None: there was none), and what it is now; of several changes the first counts."""
+def remember(change: dict[str, Any], engine_started_s: float) -> None:
+    """Keep what the file was (None: none) and is; of several changes since the engine's start, before the first."""
     undo = recall()
-    if undo and undo["after"] == before:
-        before = undo["before"]
+    if undo and undo["after"] == change["before"] and undo["at_s"] > engine_started_s:
+        change |= {"before": undo["before"], "backup": undo["backup"] or change["backup"]}
     with open(os.open(UNDO_PATH, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
-        json.dump({"before": before, "after": after}, stream)
+        json.dump(change, stream)
 
 
 def recall() -> dict[str, Any]:
@@ -245,13 +288,20 @@ def recall() -> dict[str, Any]:
             found: dict[str, Any] = json.load(stream)
     except (FileNotFoundError, ValueError):
         return {}
-    return found
+    return found if "at_s" in found else {}
 
 
 def changed_keys(undo: dict[str, Any]) -> list[str]:
     """Dotted names of what was changed since the engine last took the file up."""
     paths: list[str] = changed_paths(parse_config(undo["before"] or ""), parse_config(undo["after"]))
     return paths
+
+
+def due_for_restart(undo: dict[str, Any], engine_started_s: float) -> list[str]:
+    """Dotted names of what an earlier change left to a restart that has not been since."""
+    if not undo or engine_started_s > undo["at_s"]:
+        return []
+    return [path for path in changed_keys(undo) if needs_restart(path)]
 
 
 def put_back(module: AnsibleModule, path: str) -> bool:
@@ -266,43 +316,72 @@ def put_back(module: AnsibleModule, path: str) -> bool:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             stream.write(undo["before"])
         module.atomic_move(candidate, path, keep_dest_attrs=True)
+    if undo["backup"]:  # this host has its own file again, and what comes into it is its own
+        os.unlink(undo["backup"])
     os.unlink(UNDO_PATH)
     return True
 
 
-def wanted_state(module: AnsibleModule, planned: Plan) -> tuple[str, list[str]]:
+def wanted_state(info: dict[str, Any], planned: Plan, due: list[str]) -> tuple[str, list[str]]:
     """What the running engine still needs for the planned keys: V(none), V(reload) or V(restart), and the keys."""
-    info = read_info(module)
     if not info:
         return "none", []
-    ours = [path for path in not_in_force(planned.config, info) if path.partition(".")[0] in planned.wanted]
-    waiting = sorted({*planned.changed_keys, *ours})
+    ours = [path for path in not_in_force(planned.config, info) if is_of(path, planned.wanted)]
+    waiting = sorted({*planned.changed_keys, *ours, *due})
     restart_keys = [path for path in waiting if needs_restart(path)]
     if restart_keys:
         return "restart", restart_keys
     return ("reload" if waiting else "none"), []
 
 
+def written_since(module: AnsibleModule, path: str, engine_started_s: float) -> bool:
+    """Whether somebody else wrote to the file after the engine's start."""
+    undo = recall()
+    if not os.path.exists(path) or (undo and undo["after"] == read_text(module, path)):
+        return False
+    return os.stat(path).st_mtime > time.time() - time.monotonic() + engine_started_s
+
+
 def present(module: AnsibleModule, argv: list[str], path: str) -> dict[str, Any]:
     """Merge the keys; the module's answer."""
     text = read_text(module, path)
+    info, since_s = read_info(module), started_s(module)
     try:
-        flags = argv if module.params["flags_from_unit"] else []
-        planned = plan(text, module.params["keys"], flags, module.params["remove"])
+        before = parse_config(text)
+        planned = plan(
+            text,
+            module.params["keys"],
+            argv if module.params["flags_from_unit"] else [],
+            module.params["remove"],
+            keep=module.params["keep"],
+            original=read_original(path),
+            swarm=(info.get("Swarm") or {}).get("LocalNodeState", "inactive") not in ("", "inactive")
+            or os.path.exists(swarm_state_file(before, argv)),
+        )
     except DaemonJsonError as error:
         module.fail_json(
             msg=f"{path} is not valid, so it was not touched: {error}. "
             f"Mend it by hand (python3 -m json.tool {path}), then run this again."
         )
         raise
+    due = due_for_restart(recall(), since_s)
+    apply, restart_keys = wanted_state(info, planned, due)
+    since_start = written_since(module, path, since_s)
+    others = waiting_of_others(before, planned.wanted, info, written_since_start=since_start) if info else []
+    if others and apply != "none":
+        module.warn(
+            f"Somebody changed {path}, and the engine may run without that so far: {', '.join(others)}. What this run "
+            f"changed needs a {apply}, which takes that up as well. Which came first: "
+            f"systemctl show --property=ExecMainStartTimestamp {UNIT}; stat {path}"
+        )
     backup, said = "", "not asked: nothing to write"
     if planned.text is not None:
         backup, said = write(module, argv, path, planned.text)
-    apply, restart_keys = wanted_state(module, planned)
     return {
         "changed": planned.text is not None,
         "changed_keys": planned.changed_keys,
         "left_out": planned.left_out,
+        "kept": planned.kept,
         "apply": apply,
         "restart_keys": restart_keys,
         "backup": backup,
@@ -371,6 +450,7 @@ def take_up(module: AnsibleModule, path: str, *, restart: bool) -> dict[str, Any
         "changed": restart,
         "changed_keys": [],
         "left_out": [],
+        "kept": [],
         "apply": "restart" if differing else "none",
         "restart_keys": differing,
         "backup": "",
@@ -384,6 +464,7 @@ def main() -> None:
             "path": {"type": "path", "default": "/etc/docker/daemon.json"},
             "keys": {"type": "dict", "default": {}, "no_log": False},
             "remove": {"type": "list", "elements": "str", "default": []},
+            "keep": {"type": "list", "elements": "str", "default": []},
             "flags_from_unit": {"type": "bool", "default": True},
             "state": {"type": "str", "choices": ["present", "reloaded", "restarted"], "default": "present"},
             "wait_s": {"type": "int", "default": 30},

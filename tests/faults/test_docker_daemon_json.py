@@ -6,12 +6,14 @@ import importlib
 import io
 import json
 import os
+import time
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import ansible.module_utils
 import pytest
+from ansible.module_utils.common import warnings as collected_warnings
 from ansible.module_utils.testing import patch_module_args
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -24,7 +26,7 @@ KEYS = {"live-restore": True}
 # It knows no key but these, takes up what `reloads` or `starts` allow, and shows it in `docker info`.
 ENGINE = """\
 #!/usr/bin/python3
-import json, pathlib, sys
+import json, pathlib, sys, time
 home = pathlib.Path(__file__).parent
 state = json.loads((home / "state.json").read_text())
 file = pathlib.Path(state["file"])
@@ -34,6 +36,8 @@ with (home / "calls").open("a") as log:
 if name == "systemctl":
     if arguments[0] == "cat":
         print(state["unit"])
+    if arguments[0] == "show":
+        print(state["started_us"])
     if arguments[0] == "is-active":
         sys.exit(0 if state["running"] is not None else 3)
     if arguments[0] in ("reload", "restart"):
@@ -41,6 +45,7 @@ if name == "systemctl":
         refused = state["refuses"] is not None and state["refuses"] in wanted
         if arguments[0] == "restart":
             state["running"] = None if refused else wanted
+            state["started_us"] = int(time.monotonic() * 1e6)
         elif not refused:
             state["running"] = wanted
         (home / "state.json").write_text(json.dumps(state))
@@ -55,7 +60,9 @@ elif name == "dockerd":
 elif name == "docker":
     if state["running"] is None:
         sys.exit("Cannot connect to the Docker daemon")
-    print(json.dumps({"ServerVersion": "29.8.2", "LiveRestoreEnabled": state["running"].get("live-restore", False)}))
+    swarm = {"LocalNodeState": state["swarm"]}
+    live = state["running"].get("live-restore", False)
+    print(json.dumps({"ServerVersion": "29.8.2", "LiveRestoreEnabled": live, "Swarm": swarm}))
 elif name == "journalctl":
     print("the engine's last words")
 """
@@ -78,10 +85,11 @@ class Host:
         monkeypatch.setattr(docker_daemon_json, "UNDO_PATH", str(self.undo))
         monkeypatch.setenv("PATH", f"{self.programs}:{os.environ['PATH']}")
 
-    def running(self, config: dict[str, Any] | None, refuses: str | None = None) -> None:
+    def running(self, config: dict[str, Any] | None, refuses: str | None = None, swarm: str = "inactive") -> None:
         """What the engine runs with (None: it does not), and the key with which it neither reloads nor starts."""
         unit = f"[Service]\nExecStart={self.programs}/dockerd -H fd:// --default-shm-size=1G\n"
-        state = {"file": str(self.file), "unit": unit, "running": config, "refuses": refuses}
+        state = {"file": str(self.file), "unit": unit, "running": config, "refuses": refuses, "swarm": swarm}
+        state["started_us"] = int(time.monotonic() * 1e6)
         (self.programs / "state.json").write_text(json.dumps(state))
 
     def calls(self) -> list[str]:
@@ -90,6 +98,7 @@ class Host:
     def run(self, *, check: bool = False, **arguments: Any) -> dict[str, Any]:
         """One run of the module: its answer."""
         given = {"path": str(self.file), "wait_s": 0, "_ansible_check_mode": check, "_ansible_diff": True, **arguments}
+        collected_warnings._global_warnings.clear()  # each run is a process of its own on a host
         output = io.StringIO()
         with patch_module_args(given), redirect_stdout(output), pytest.raises(SystemExit):
             docker_daemon_json.main()
@@ -227,3 +236,116 @@ def test_a_runtime_that_is_the_default_is_not_taken_out(host: Host) -> None:
     answer = host.run(remove=["runtimes.nvidia"])
     assert "default-runtime is 'nvidia'" in answer["msg"]
     assert host.file.read_text() == text
+
+
+RUNTIME = {"runtimes": {"nvidia": {"path": "nvidia-container-runtime", "args": []}}}
+LOGS = {"log-opts": {"max-size": "10m", "max-file": "3"}}
+KEEP = ["log-opts.max-file", "log-opts.max-size", "runtimes.nvidia"]
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["first run", "after damage"])
+def test_what_the_host_had_chosen_counts_and_is_reported(host: Host, again: bool) -> None:
+    theirs = {"log-opts": {"max-size": "50m"}, "runtimes": {"nvidia": {"path": "/opt/own", "args": ["-x"]}}}
+    host.file.write_text(json.dumps(theirs))
+    answer = host.run(keys={**RUNTIME, **LOGS}, keep=KEEP)
+    assert answer["kept"] == ["log-opts.max-size", "runtimes.nvidia"]
+    right = {"log-opts": {"max-size": "50m", "max-file": "3"}, "runtimes": theirs["runtimes"]}
+    assert json.loads(host.file.read_text()) == right
+    if again:
+        damaged = {"log-opts": {"max-size": "1m", "max-file": "9"}, "runtimes": {"nvidia": {"path": "/lost"}}}
+        host.file.write_text(json.dumps(damaged))
+        assert host.run(keys={**RUNTIME, **LOGS}, keep=KEEP)["changed"]
+        assert json.loads(host.file.read_text()) == right
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_what_is_ours_is_repaired(host: Host, exists: bool) -> None:
+    if not exists:
+        host.file.unlink()
+    host.run(keys={**RUNTIME, **LOGS}, keep=KEEP)
+    right = json.loads(host.file.read_text())
+    host.file.write_text(
+        json.dumps({**right, "log-opts": {"max-size": "1m"}, "runtimes": {"nvidia": {"path": "/lost"}}})
+    )
+    assert host.run(keys={**RUNTIME, **LOGS}, keep=KEEP)["kept"] == []
+    assert json.loads(host.file.read_text()) == right
+
+
+def test_a_runtime_that_was_there_before_us_comes_back(host: Host) -> None:
+    host.file.write_text('{"runtimes": {"nvidia": {"path": "/opt/own"}}}')
+    host.run(keys={**RUNTIME, **KEYS})
+    assert json.loads(host.file.read_text())["runtimes"]["nvidia"]["path"] == "nvidia-container-runtime"
+    host.run(remove=["runtimes.nvidia"])
+    assert json.loads(host.file.read_text())["runtimes"] == {"nvidia": {"path": "/opt/own"}}
+    assert not host.run(remove=["runtimes.nvidia"])["changed"]
+
+
+def test_a_member_of_a_swarm_gets_no_live_restore(host: Host) -> None:
+    host.running({}, swarm="active")
+    assert host.run(keys=KEYS)["left_out"] == ["live-restore"]
+    assert host.file.read_text() == FOREIGN
+
+
+def test_neither_does_a_member_that_is_stopped(host: Host, tmp_path: Path) -> None:
+    text = json.dumps({"data-root": str(tmp_path)})
+    host.file.write_text(text)
+    host.running(None)
+    (tmp_path / "swarm").mkdir()
+    (tmp_path / "swarm" / "docker-state.json").write_text("{}")
+    assert host.run(keys=KEYS)["left_out"] == ["live-restore"]
+    assert host.file.read_text() == text
+
+
+def test_a_stopped_engine_that_does_not_start_with_our_file_gets_its_own_back(host: Host) -> None:
+    host.running(None, refuses="live-restore")
+    host.run(keys=KEYS)
+    answer = host.run(state="reloaded")
+    assert "does not answer `docker info`" in answer["msg"]
+    assert host.file.read_text() == FOREIGN
+    assert json.loads((host.programs / "state.json").read_text())["running"] == json.loads(FOREIGN)
+
+
+def test_a_restart_that_is_due_is_not_forgotten_by_a_run_that_died(host: Host) -> None:
+    # `docker info` shows no log options: only the module's own record can tell.
+    host.run(keys=LOGS)
+    again = host.run(keys=LOGS)
+    assert (again["changed"], again["apply"]) == (False, "restart")
+    assert again["restart_keys"] == ["log-opts.max-file", "log-opts.max-size"]
+    host.run(keys={"runtimes": {}})
+    assert host.run(keys=LOGS)["apply"] == "restart"
+    host.run(state="restarted")
+    assert host.run(keys=LOGS)["apply"] == "none"
+
+
+def test_a_restart_by_somebody_else_counts_too(host: Host) -> None:
+    host.run(keys=LOGS)
+    host.running(json.loads(host.file.read_text()))
+    assert host.run(keys=LOGS)["apply"] == "none"
+    # The change after it begins anew: nothing of before the restart waits.
+    host.run(keys=KEYS)
+    assert host.run(keys=KEYS)["apply"] == "reload"
+
+
+def warnings_of(answer: dict[str, Any]) -> list[str]:
+    """What Ansible will print in colour."""
+    return [entry["event"]["msg"] if isinstance(entry, dict) else entry for entry in answer.get("warnings", [])]
+
+
+def test_what_others_changed_is_named_before_our_reload_takes_it_up(host: Host) -> None:
+    os.utime(host.file, (time.time() - 60, time.time() - 60))
+    assert warnings_of(host.run(check=True, keys=KEYS)) == []
+    host.file.write_text('{"default-cgroupns-mode": "host", "debug": true, "data-root": "/raid"}')
+    os.utime(host.file, (time.time() + 60, time.time() + 60))
+    (warning,) = warnings_of(host.run(keys=KEYS))
+    assert (
+        "may run without that so far: data-root, default-cgroupns-mode. What this run changed needs a reload" in warning
+    )
+    # Now it is this module that wrote last.
+    assert warnings_of(host.run(keys=KEYS)) == []
+
+
+def test_after_putting_back_the_file_is_the_hosts_own_again(host: Host) -> None:
+    host.running(json.loads(FOREIGN), refuses="live-restore")
+    host.run(keys=KEYS)
+    assert host.run(state="reloaded")["failed"]
+    assert [path.name for path in host.file.parent.iterdir()] == ["daemon.json"]

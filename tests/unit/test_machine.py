@@ -143,9 +143,9 @@ def test_a_host_without_a_driver_has_no_fault() -> None:
         ),
         ({"dgx_os": "7.5.0", "packages": {"doca-ofed": ("3.1.0-091513", False)}}, "fails to build", "3.2.1-044418"),
         (
-            {"dgx_os": "7.6.0", "packages": {"nvidia-driver-580-open": ("580.159.03-1", True)}},
-            "offers the same update again and again: nvidia-driver-580-open",
-            "apt-mark unhold nvidia-driver-580-open",
+            {"dgx_os": "7.6.0", "held": ["somebodys-package", "nvidia-driver-580-open"]},
+            "offers the same update again and again: nvidia-driver-580-open, somebodys-package",
+            "apt-mark unhold nvidia-driver-580-open somebodys-package",
         ),
     ],
     ids=["module", "library", "kernel without module", "torn pair", "branch", "doca", "held"],

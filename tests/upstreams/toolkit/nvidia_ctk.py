@@ -238,13 +238,15 @@ def yaml_lines(value: Json, indent: int) -> list[str]:
 def ask_driver() -> tuple[list[tuple[str, str]], str]:
     """The GPUs as (index, UUID), the MIG devices in place of those that are split, and the driver's version."""
     answers = []
-    for argv in (["-L"], ["--query-gpu=driver_version", "--format=csv,noheader"]):
+    csv = "--format=csv,noheader"
+    for argv in (["-L"], ["--query-gpu=driver_version", csv], ["--query-gpu=index,mig.mode.current", csv]):
         try:
             done = subprocess.run(["nvidia-smi", *argv], capture_output=True, text=True, check=True)
         except (OSError, subprocess.CalledProcessError) as error:
             raise StandinError(f"failed to generate CDI spec: failed to initialize NVML: {error}") from error
         answers.append(done.stdout.splitlines())
-    return listed_devices(answers[0]), answers[1][0]
+    in_mig_mode = {line.partition(",")[0] for line in answers[2] if line.endswith("Enabled")}
+    return [gpu for gpu in listed_devices(answers[0]) if gpu[0] not in in_mig_mode], answers[1][0]
 
 
 def listed_devices(lines: list[str]) -> list[tuple[str, str]]:

@@ -41,7 +41,7 @@ def gpu_fields(profile: dict[str, Any], index: int) -> dict[str, str | None]:
         "memory.free": str(total_mib - used_mib) if has_memory else None,
         "utilization.gpu": "0",
         "temperature.gpu": "35",
-        "mig.mode.current": "Disabled" if has_memory else None,
+        "mig.mode.current": "Enabled" if "mig" in gpu else "Disabled" if has_memory else None,
     }
 
 
