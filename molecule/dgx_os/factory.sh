@@ -41,6 +41,8 @@ cat > /etc/docker/daemon.json <<'END'
 {
   "default-cgroupns-mode": "host",
   "features": {"buildkit": true},
+  "log-opts": {"max-size": "50m"},
+  "runtimes": {"nvidia": {"path": "/usr/bin/nvidia-container-runtime", "args": []}},
   "max-concurrent-uploads": 2,
   "insecure-registries": ["upstreams.test:5000", "planted.example.com:5000"],
   "labels": ["owner=somebody-else"]
@@ -49,8 +51,15 @@ END
 cp /etc/docker/daemon.json /run/planted-daemon.json
 # The specification of a boot at which nvidia-uvm came too late.
 sed -i '/nvidia-uvm/d' /var/run/cdi/nvidia.yaml
+# The legacy hook, as far as the engine and a reader of its containers can tell.
+printf '#!/bin/sh\nexit 0\n' > /usr/local/bin/nvidia-container-runtime-hook
+chmod 755 /usr/local/bin/nvidia-container-runtime-hook
 systemctl daemon-reload
 systemctl reset-failed docker.service
 systemctl restart docker.service
-docker run --detach --name stranger --restart always --network none --entrypoint sleep "$image" infinity
-docker container inspect --format '{{.Id}} {{.State.StartedAt}} {{.State.Pid}}' stranger > /run/stranger
+run=(docker run --detach --restart always --network none --entrypoint sleep)
+"${run[@]}" --name stranger "$image" infinity
+"${run[@]}" --name stranger-with-gpu --gpus all "$image" infinity
+docker container inspect --format '{{.Id}} {{.State.StartedAt}} {{.State.Pid}}' stranger stranger-with-gpu > /run/stranger
+# A reload of systemd would take that GPU away, and moves this figure.
+systemctl show --property UnitsLoadFinishTimestampMonotonic > /run/systemd-read

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import cdi_host
 from cdi_host import character_devices, driver_problem, fingerprint, limited, read_spec, spec_problems
 
 
@@ -120,3 +121,15 @@ def test_nodes_and_files_are_looked_up_on_the_host(tmp_path: Path) -> None:
     assert "it gives /dev/null as 1:5, the host has 1:3" in problems
     assert f"it mounts {tmp_path}/gone, which is not there" in problems
     assert not any(f"{tmp_path}," in problem for problem in problems)
+
+
+def test_a_gpu_in_mig_mode_without_an_instance_is_no_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = {"/dev/nvidiactl": (195, 255), "/dev/nvidia-uvm": (510, 0), "/dev/nvidia0": (195, 0)}
+    monkeypatch.setattr(cdi_host, "character_devices", lambda _paths: nodes)
+    spec = tmp_path / "spec"
+    edits = {"deviceNodes": [{"path": "/dev/nvidiactl"}, {"path": "/dev/nvidia-uvm"}]}
+    devices = [{"name": "all", "containerEdits": edits}]
+    spec.write_text(json.dumps({"cdiVersion": "0.5.0", "kind": "nvidia.com/gpu", "devices": devices}))
+    listing = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-1)\n"
+    assert spec_problems(spec, listing, "0, Enabled\n") == []
+    assert spec_problems(spec, listing, "0, Disabled\n") == ["it has no device '0'", "/dev/nvidia0 is not in it"]

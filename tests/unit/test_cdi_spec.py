@@ -232,6 +232,15 @@ def test_gpus_and_mig_devices_that_came_or_went_are_named(
     assert compare(right(), LIVE, [], devices=devices, every_gpu=every_gpu) == problems
 
 
+def test_a_gpu_without_a_device_is_not_asked_for() -> None:
+    live = {**LIVE, "/dev/nvidia1": (195, 1)}
+    assert compare(right(), live, [], devices=[OWN]) == ["/dev/nvidia1 is not in it"]
+    assert compare(right(), live, [], devices=[OWN], without_device=1) == []
+    more = {**live, "/dev/nvidia2": (195, 2)}
+    problems = ["/dev/nvidia1 is not in it", "/dev/nvidia2 is not in it"]
+    assert compare(right(), more, [], devices=[OWN], without_device=1) == problems
+
+
 def test_a_container_gets_the_nodes_of_its_devices_and_what_all_share() -> None:
     spec = right()
     spec["devices"].insert(1, {"name": "1:0", "containerEdits": {"deviceNodes": [{"path": "/dev/nvidia1"}]}})

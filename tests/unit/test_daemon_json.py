@@ -26,9 +26,13 @@ from daemon_json import (
     render,
     respect_log_driver,
     same,
+    swarm_state_file,
     unit_argv,
     validation_argv,
+    value_at,
     version_tuple,
+    waiting_of_others,
+    with_value,
     without,
 )
 
@@ -148,6 +152,39 @@ def test_only_what_is_to_go_goes(before: dict[str, Any], name: str, inner: str) 
         assert inner not in after.get(name, {})
     else:
         assert same(after, before)
+
+
+@given(CONFIGS, CONFIGS, CONFIGS, st.lists(NAMES, max_size=4))
+def test_what_the_host_had_counts_where_it_is_to_be_kept(
+    before: dict[str, Any], original: dict[str, Any], wanted: dict[str, Any], names: list[str]
+) -> None:
+    planned = plan(json.dumps(before), wanted, [], keep=names, original=original)
+    for name in names:
+        if original.get(name) is not None and planned.wanted.get(name) is not None:
+            assert holds(planned.config[name], original[name])
+    again = plan(planned.text or json.dumps(before), wanted, [], keep=names, original=original)
+    assert again.text is None
+
+
+@given(CONFIGS, NAMES, NAMES, VALUES)
+def test_a_value_is_found_where_it_was_put(config: dict[str, Any], name: str, inner: str, value: Any) -> None:
+    after = with_value(config, f"{name}.{inner}", value)
+    assert same(value_at(after, f"{name}.{inner}"), value)
+    assert all(same(after[key], held) for key, held in config.items() if key != name)
+
+
+def test_a_swarm_is_looked_for_where_the_engine_has_its_data() -> None:
+    assert swarm_state_file({}, []) == "/var/lib/docker/swarm/docker-state.json"
+    assert swarm_state_file({"data-root": "/raid"}, []) == "/raid/swarm/docker-state.json"
+    assert swarm_state_file({}, ["dockerd", "--data-root=/raid"]) == "/raid/swarm/docker-state.json"
+
+
+def test_what_others_have_waiting_is_told_from_ours() -> None:
+    config = {"debug": True, "runtimes": {"nvidia": {"path": "x"}, "kata": {"path": "k"}}, "data-root": "/raid"}
+    info = {"Debug": False, "Runtimes": {"runc": {}}}
+    ours = {"runtimes": {"nvidia": {"path": "x"}}, "log-opts": {"max-size": "1m"}}
+    assert waiting_of_others(config, ours, info, written_since_start=False) == ["debug", "runtimes.kata"]
+    assert waiting_of_others(config, ours, info, written_since_start=True) == ["data-root", "debug", "runtimes.kata"]
 
 
 def test_what_becomes_empty_stays_for_the_reload_to_see() -> None:

@@ -73,6 +73,16 @@ def test_a_device_that_the_host_cannot_hand_over_is_named(value: str, problems: 
     assert missing_devices(requested(value), parse_gpus(LISTING)) == problems
 
 
+def test_a_gpu_in_mig_mode_without_an_instance_has_nothing_to_give() -> None:
+    listing = LISTING + "GPU 2: NVIDIA H100 80GB HBM3 (UUID: GPU-00000000-0000-4000-8000-00000000000f)\n"
+    gpus = parse_gpus(listing, "0, Disabled\n1, Enabled\n2, Enabled\n")
+    assert spellings(gpus) == spellings(parse_gpus(LISTING))
+    assert missing_devices(["2"], gpus) == [
+        "GPU 2 is in MIG mode and has no instance (sudo nvidia-smi mig -lgip shows which it may)"
+    ]
+    assert missing_devices(["2"], parse_gpus(listing, "2, [N/A]\n")) == []
+
+
 def test_a_whole_gpu_is_listed_as_an_h100_with_driver_580_does() -> None:
     answer = "GPU 0: NVIDIA H100 80GB HBM3 (UUID: GPU-742f5316-0000-4000-8000-017429b68d4c)\n"
     assert spellings(parse_gpus(answer)) == [["0", "GPU-742f5316-0000-4000-8000-017429b68d4c"]]

@@ -72,27 +72,6 @@ def test_nothing_is_removed_that_nobody_named(path: Path) -> None:
     assert not re.search(r"autoremove|autoclean|dist-upgrade|upgrade: ", tasks)
 
 
-@pytest.mark.parametrize(
-    ("said", "command"),
-    [
-        (
-            'msg="failed to generate CDI spec: GPU 0: invalid device, empty device edits"',
-            "nvidia-ctk config --in-place --set nvidia-container-runtime.mode=legacy",
-        )
-    ],
-)
-def test_a_refresh_that_fails_in_a_known_way_has_its_command(said: str, command: str) -> None:
-    fixes = [fix for words, fix in TOOLKIT["__nvidia_container_toolkit_refresh_faults"].items() if words in said]
-    assert len(fixes) == 1
-    assert command in fixes[0]
-
-
 @pytest.mark.parametrize("version", ["1.18.0", "1.18.1", "1.19.0", "1.19.1", "1.20.0"])
 def test_a_toolkit_with_a_fault_is_known(version: str) -> None:
     assert TOOLKIT["__nvidia_container_toolkit_known_faults"][version].strip().endswith(".")
-
-
-def test_docker_from_snap_is_refused_with_the_command() -> None:
-    (refusal,) = [text for text in ENGINE["__docker_engine_refusals"] if "snap" in text]
-    assert "sudo snap remove docker" in refusal
-    assert "__docker_engine_probe.commands.snap.rc == 0" in refusal

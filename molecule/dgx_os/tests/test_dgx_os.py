@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+import daemon_json
+
 OVERRIDE = "/etc/systemd/system/docker.service.d/docker-override.conf"
 # dockerd does not start with one of these in daemon.json beside the flag in the drop-in.
 FLAGS = {"storage-driver", "default-shm-size", "bip", "fixed-cidr", "hosts"}
@@ -36,9 +38,7 @@ def test_no_package_source_is_added_and_nothing_is_held(host: Any) -> None:
 
 def test_the_settings_of_others_survive(host: Any, daemon: dict[str, Any]) -> None:
     planted = json.loads(host.file("/run/planted-daemon.json").content_string)
-    features = planted.pop("features")
-    assert {key: daemon.get(key) for key in planted} == planted
-    assert {key: daemon["features"].get(key) for key in features} == features
+    assert daemon_json.same(daemon_json.merge(daemon, planted), daemon)
 
 
 def test_no_flag_of_the_drop_in_is_repeated(host: Any, daemon: dict[str, Any]) -> None:
@@ -48,9 +48,21 @@ def test_no_flag_of_the_drop_in_is_repeated(host: Any, daemon: dict[str, Any]) -
     assert b"--default-shm-size=1G" in host.file(f"/proc/{pid}/cmdline").content
 
 
+def test_systemd_was_not_reloaded_under_a_strangers_gpu(host: Any) -> None:
+    # Where the engine's cgroups are systemd's, that container would have lost it for good.
+    read = host.check_output("systemctl show --property UnitsLoadFinishTimestampMonotonic")
+    assert read == host.file("/run/systemd-read").content_string.strip()
+
+
+def test_the_hosts_own_log_limit_and_runtime_count(host: Any, daemon: dict[str, Any]) -> None:
+    planted = json.loads(host.file("/run/planted-daemon.json").content_string)
+    assert daemon["log-opts"] == {**planted["log-opts"], "max-file": "3"}
+    assert daemon["runtimes"] == planted["runtimes"]
+
+
 def test_a_strangers_container_never_stopped(host: Any) -> None:
     format_ = "{{.Id}} {{.State.StartedAt}} {{.State.Pid}}"
-    now = host.check_output("docker container inspect --format %s stranger", format_)
+    now = host.check_output("docker container inspect --format %s stranger stranger-with-gpu", format_)
     assert now == host.file("/run/stranger").content_string.strip()
     assert host.check_output("docker exec stranger echo here") == "here"
 
@@ -74,6 +86,7 @@ def test_a_daemon_reload_takes_no_gpu_away(host: Any) -> None:
 
 
 def test_docker_starts_after_the_specification(host: Any) -> None:
+    host.check_output("systemctl daemon-reload")  # as a boot reads it
     shown = host.check_output("systemctl show --property After,Wants docker.service").splitlines()
     assert [line for line in shown if "nvidia-cdi-refresh.service" not in line] == []
 

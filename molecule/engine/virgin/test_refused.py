@@ -43,7 +43,8 @@ def test_refused(case: dict[str, Any], check: bool, tmp_path: Path) -> None:
     given = {"comfyui_docker_source": "docker-ce", "evidence_dir": str(tmp_path), **case.get("vars", {})}
     typed.write_text(yaml.safe_dump(given))
     command = [str(Path(sys.executable).parent / "ansible-playbook"), "--inventory", str(INVENTORY)]
-    command += ["--tags", case["tags"], "--extra-vars", f"@{typed}", *(["--check"] if check else [])]
+    command += ["--tags", case["tags"]] if "tags" in case else []
+    command += ["--extra-vars", f"@{typed}", *(["--check"] if check else [])]
     shell(case.get("given", "true"))
     before = files()
     try:

@@ -1,0 +1,144 @@
+"""units_at_boot against programs that answer as systemd and an engine do: what it reloads, and whom it names."""
+
+from __future__ import annotations
+
+import importlib
+import io
+import json
+import os
+from contextlib import redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import ansible.module_utils
+import pytest
+from ansible.module_utils.common import warnings as collected_warnings
+from ansible.module_utils.testing import patch_module_args
+
+# On a host Ansible ships the helpers as ansible.module_utils.NAME; here they are made to be found there.
+ansible.module_utils.__path__.append(str(Path(__file__).resolve().parents[2] / "plugins" / "module_utils"))
+units_at_boot = importlib.import_module("units_at_boot")
+
+UNIT = "some.service"
+PROGRAMS = """\
+#!/usr/bin/python3
+import json, pathlib, sys
+home = pathlib.Path(__file__).parent
+state = json.loads((home / "state.json").read_text())
+name, arguments = pathlib.Path(sys.argv[0]).name, sys.argv[1:]
+if name == "systemctl" and arguments[0] == "show":
+    print(state[arguments[1].removeprefix("--property=")])
+elif name == "systemctl":
+    with (home / "calls").open("a") as log:
+        print(*arguments, file=log)
+elif arguments[0] == "info":
+    print(state["cgroup_driver"])
+elif arguments[1] == "ls":
+    print(*[container["Id"] for container in state["containers"]], sep="\\n")
+else:
+    print(json.dumps([container for container in state["containers"] if container["Id"] in arguments]))
+"""
+
+
+class Host:
+    """A folder of programs that stand for systemd and an engine, before all others on the path."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.folder = folder
+        for name in ("docker", "systemctl"):
+            (folder / name).write_text(PROGRAMS)
+            (folder / name).chmod(0o755)
+        self.state: dict[str, Any] = {
+            "UnitFileState": "disabled",
+            "NeedDaemonReload": "no",
+            "cgroup_driver": "systemd",
+            "containers": [],
+        }
+        monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+    def with_stranger(self) -> None:
+        """A container that has its GPU by the legacy hook; this test is its process."""
+        request = {"Driver": "", "Count": -1, "Capabilities": [["gpu"]]}
+        container = {
+            "Id": "c0ffee",
+            "Name": "/stranger",
+            "State": {"Pid": os.getpid()},
+            "Config": {"Env": None},
+            "HostConfig": {"DeviceRequests": [request]},
+        }
+        self.state["containers"] = [container]
+
+    def run(self, *, check: bool = False, **arguments: Any) -> dict[str, Any]:
+        """One run of the module: its answer, with the words of its warnings."""
+        collected_warnings._global_warnings.clear()  # each run is a process of its own on a host
+        (self.folder / "state.json").write_text(json.dumps(self.state))
+        output = io.StringIO()
+        given = {"_ansible_check_mode": check, **arguments}
+        with patch_module_args(given), redirect_stdout(output), pytest.raises(SystemExit):
+            units_at_boot.main()
+        answer: dict[str, Any] = json.loads(output.getvalue())
+        return {**answer, "warned": json.dumps(answer.get("warnings", []))}
+
+    def calls(self) -> list[str]:
+        """What systemd was asked to change."""
+        path = self.folder / "calls"
+        return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.fixture(name="host")
+def make_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Host:
+    return Host(tmp_path, monkeypatch)
+
+
+def test_a_unit_is_enabled_without_a_reload(host: Host) -> None:
+    host.with_stranger()
+    answer = host.run(names=[UNIT])
+    assert (answer["changed"], answer["enabled"], answer["reloaded"], answer["warned"]) == (True, [UNIT], False, "[]")
+    assert host.calls() == [f"enable --no-reload {UNIT}"]
+
+
+def test_nothing_is_done_twice(host: Host) -> None:
+    host.state["UnitFileState"] = "enabled"
+    assert not host.run(names=[UNIT])["changed"]
+    assert host.calls() == []
+
+
+def test_a_dry_run_only_tells(host: Host) -> None:
+    host.state["NeedDaemonReload"] = "yes"
+    answer = host.run(check=True, names=[UNIT])
+    assert (answer["changed"], answer["enabled"], answer["reloaded"]) == (True, [UNIT], True)
+    assert host.calls() == []
+
+
+def test_systemd_reads_a_changed_unit_where_that_takes_nothing(host: Host) -> None:
+    host.state |= {"UnitFileState": "enabled", "NeedDaemonReload": "yes"}
+    assert host.run(names=[UNIT])["reloaded"]
+    assert host.calls() == ["daemon-reload"]
+
+
+@pytest.mark.parametrize("driver", ["systemd", "cgroupfs"])
+def test_it_does_not_under_a_strangers_gpu_and_names_him(host: Host, driver: str) -> None:
+    host.with_stranger()
+    host.state |= {"UnitFileState": "enabled", "NeedDaemonReload": "yes", "cgroup_driver": driver}
+    answer = host.run(names=[UNIT])
+    if driver == "cgroupfs":  # where systemd has no rules of its own for it, nothing is lost
+        assert host.calls() == ["daemon-reload"]
+        return
+    assert (answer["changed"], answer["reloaded"], answer["losing"]) == (False, False, ["stranger"])
+    assert f"{UNIT}: systemd was not reloaded" in answer["warned"]
+    assert "takes the GPUs from stranger, which" in answer["warned"]
+    assert host.calls() == []
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_what_reloads_by_itself_is_refused_with_his_name(host: Host, check: bool) -> None:
+    asked = {"reload_ahead": "Installing a package", "accept": "-e yes=true"}
+    assert "failed" not in host.run(check=check, **asked)
+    host.with_stranger()
+    answer = host.run(check=check, **asked)
+    assert answer["failed"]
+    assert answer["msg"].startswith(
+        "Installing a package reloads systemd, which takes the GPUs from running containers"
+    )
+    assert "hook: stranger. Expected none of that kind." in answer["msg"]
+    assert answer["msg"].endswith("accept it: -e yes=true")
