@@ -12,7 +12,7 @@ open(path, "w").write(json.dumps(config, indent=2) + "\n")
 END
 rm /etc/systemd/system/docker.service.d/dgx-comfyui-cdi.conf
 systemctl disable --now nvidia-cdi-refresh.path nvidia-cdi-refresh.service
-systemctl show --property UnitsLoadFinishTimestampMonotonic > /run/systemd-read
+systemctl show --property UnitsLoadTimestampMonotonic > /run/systemd-read
 # The major of nvidia-uvm moves between boots; nvidia-smi works all the same.
 sed -i 's/major: 510/major: 509/' /var/run/cdi/nvidia.yaml
 # A specification made by hand, of a driver that is gone.

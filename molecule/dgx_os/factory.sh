@@ -62,4 +62,4 @@ run=(docker run --detach --restart always --network none --entrypoint sleep)
 "${run[@]}" --name stranger-with-gpu --gpus all "$image" infinity
 docker container inspect --format '{{.Id}} {{.State.StartedAt}} {{.State.Pid}}' stranger stranger-with-gpu > /run/stranger
 # A reload of systemd would take that GPU away, and moves this figure.
-systemctl show --property UnitsLoadFinishTimestampMonotonic > /run/systemd-read
+systemctl show --property UnitsLoadTimestampMonotonic > /run/systemd-read

@@ -39,7 +39,7 @@ def test_what_needs_nothing_is_not_asked_for_more(preflight: ModuleType) -> None
 
 def test_a_machine_is_described_from_what_the_probe_read(preflight: ModuleType) -> None:
     silent = {"rc": 127, "stdout": "", "stderr": ""}
-    names = ("driver_loaded", "driver_on_disk", "driver_packages", "kernels", "gpu_list")
+    names = ("driver_loaded", "driver_on_disk", "driver_packages", "kernels", "gpu_list", "held")
     commands = dict.fromkeys(names, silent) | {
         "architecture": {"rc": 0, "stdout": "aarch64\n"},
         "dgx_release": {"rc": 0, "stdout": 'DGX_NAME="DGX Spark"\nDGX_SWBUILD_VERSION="7.2.3"\n'},

@@ -246,11 +246,21 @@ def test_nvidia_smi_on_a_spark_has_no_memory_to_report() -> None:
     assert "580.178.04" in nvidia_smi.answer([], PROFILES["gb10"])[1]
 
 
-def test_a_gpu_that_is_split_gives_its_parts_only() -> None:
+def test_a_gpu_in_mig_mode_gives_its_parts_only(monkeypatch: pytest.MonkeyPatch) -> None:
     profile = PROFILES["dgx-h100"]
-    listing = nvidia_smi.answer(["-L"], profile)[1]
-    assert spellings(parse_gpus(listing)) == [list(pair) for pair in nvidia_ctk.listed_devices(listing.splitlines())]
-    assert [index for index, _ in nvidia_ctk.listed_devices(listing.splitlines())] == ["0", "1:0", "1:1"]
+
+    def ask(argv: list[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(argv, *nvidia_smi.answer(argv[1:], profile))
+
+    monkeypatch.setattr("upstreams.toolkit.nvidia_ctk.subprocess.run", ask)
+    listing, modes = (
+        ask(["nvidia-smi", *words]).stdout
+        for words in (["-L"], ["--query-gpu=index,mig.mode.current", "--format=csv,noheader"])
+    )
+    devices = nvidia_ctk.ask_driver()[0]
+    assert spellings(parse_gpus(listing, modes)) == [list(pair) for pair in devices]
+    # The third is in that mode and has no part.
+    assert [index for index, _ in devices] == ["0", "1:0", "1:1"]
     nodes = driver.device_nodes(profile)
     assert set(nvidia_ctk.node_paths("1:1")) == {"/dev/nvidia1", "/dev/nvidia-caps/nvidia-cap101"} <= set(nodes)
 
