@@ -63,13 +63,13 @@ def version_of(text: str) -> str:
     return found.group(0) if found else ""
 
 
-def parse_versions(dpkg_output: str) -> dict[str, tuple[str, bool]]:
-    r"""Version and hold of installed packages, from lines `${Package}\t${Version}\t${db:Status-Abbrev}`."""
+def parse_versions(dpkg_output: str) -> dict[str, str]:
+    r"""Versions of installed packages, from lines `${Package}\t${Version}\t${db:Status-Abbrev}`."""
     found = {}
     for line in dpkg_output.splitlines():
         parts = line.split("\t")
         if len(parts) == 3 and parts[2][1:2] == "i":
-            found[parts[0]] = (parts[1], parts[2][0] == "h")
+            found[parts[0]] = parts[1]
     return found
 
 
@@ -81,7 +81,7 @@ def upstream(version: str) -> str:
 def driver_faults(
     loaded: str,
     on_disk: str,
-    packages: Mapping[str, tuple[str, bool]],
+    packages: Mapping[str, str],
     kernels: str,
     *,
     held: Iterable[str] = (),
@@ -97,7 +97,7 @@ def driver_faults(
     """
     faults = []
     running = version_of(loaded)
-    libraries = {upstream(version) for name, (version, _) in packages.items() if name.startswith("libnvidia-compute-")}
+    libraries = {upstream(version) for name, version in packages.items() if name.startswith("libnvidia-compute-")}
     moved = sorted({version_of(on_disk), *map(version_of, libraries)} - {running, ""})
     if running and moved:
         faults.append(
@@ -112,8 +112,8 @@ def driver_faults(
             f"Without a module nvidia, after a boot into it there is no GPU: kernel {', '.join(bare)}. Before the next "
             "reboot: sudo apt-get update && sudo apt-get full-upgrade, or install that kernel's linux-modules-nvidia."
         )
-    driver = {upstream(v) for name, (v, _) in packages.items() if re.fullmatch(r"nvidia-driver-\d+(-open)?", name)}
-    firmware = {upstream(v) for name, (v, _) in packages.items() if name.startswith("nvidia-firmware-")}
+    driver = {upstream(v) for name, v in packages.items() if re.fullmatch(r"nvidia-driver-\d+(-open)?", name)}
+    firmware = {upstream(v) for name, v in packages.items() if name.startswith("nvidia-firmware-")}
     if driver and firmware and not driver & firmware:
         faults.append(
             f"The driver's package is {', '.join(sorted(driver))} and its firmware {', '.join(sorted(firmware))}: the "
@@ -124,7 +124,7 @@ def driver_faults(
             f"The driver {running} is not supported on this machine, expected branch {' or '.join(branches)}. Go back "
             "to what DGX OS brings, by its Dashboard."
         )
-    doca = [tuple(map(int, re.findall(r"\d+", v))) for name, (v, _) in packages.items() if name.startswith("doca-")]
+    doca = [tuple(map(int, re.findall(r"\d+", v))) for name, v in packages.items() if name.startswith("doca-")]
     if dgx_os.startswith("7.5") and doca and min(doca) < DOCA_WORKS:
         faults.append(
             f"DGX OS {dgx_os} with this DOCA fails to build its modules at the next kernel: update DOCA to "

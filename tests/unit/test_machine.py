@@ -99,9 +99,9 @@ LOADED = (
     "NVRM version: NVIDIA UNIX Open Kernel Module for aarch64  580.159.03  Release Build  (dvs-builder)\nGCC version:"
 )
 PACKAGES = {
-    "libnvidia-compute-580": ("580.159.03-0ubuntu0.24.04.1", False),
-    "nvidia-driver-580-open": ("580.159.03-0ubuntu0.24.04.1", False),
-    "nvidia-firmware-580-580.159.03": ("580.159.03-0ubuntu0.24.04.1", False),
+    "libnvidia-compute-580": "580.159.03-0ubuntu0.24.04.1",
+    "nvidia-driver-580-open": "580.159.03-0ubuntu0.24.04.1",
+    "nvidia-firmware-580-580.159.03": "580.159.03-0ubuntu0.24.04.1",
 }
 KERNELS = "6.14.0-1015-nvidia 580.159.03\n6.17.0-1032-nvidia 580.159.03\n"
 
@@ -122,7 +122,7 @@ def test_a_host_without_a_driver_has_no_fault() -> None:
     [
         ({"loaded": LOADED, "on_disk": "580.178.04\n"}, "The driver 580.159.03 is loaded and 580.178.04", "reboot"),
         (
-            {"loaded": LOADED, "packages": {"libnvidia-compute-580": ("580.178.04-0ubuntu1", False)}},
+            {"loaded": LOADED, "packages": {"libnvidia-compute-580": "580.178.04-0ubuntu1"}},
             "580.178.04 is installed, which ends in `Driver/library version mismatch`",
             "reboot",
         ),
@@ -132,7 +132,7 @@ def test_a_host_without_a_driver_has_no_fault() -> None:
             "apt-get full-upgrade",
         ),
         (
-            {"packages": {**PACKAGES, "nvidia-driver-580-open": ("580.173.02-0ubuntu1", False)}},
+            {"packages": {**PACKAGES, "nvidia-driver-580-open": "580.173.02-0ubuntu1"}},
             "The driver's package is 580.173.02 and its firmware 580.159.03",
             "Dashboard",
         ),
@@ -141,7 +141,7 @@ def test_a_host_without_a_driver_has_no_fault() -> None:
             "The driver 595.71.05 is not supported on this machine, expected branch 580",
             "Dashboard",
         ),
-        ({"dgx_os": "7.5.0", "packages": {"doca-ofed": ("3.1.0-091513", False)}}, "fails to build", "3.2.1-044418"),
+        ({"dgx_os": "7.5.0", "packages": {"doca-ofed": "3.1.0-091513"}}, "fails to build", "3.2.1-044418"),
         (
             {"dgx_os": "7.6.0", "held": ["somebodys-package", "nvidia-driver-580-open"]},
             "offers the same update again and again: nvidia-driver-580-open, somebodys-package",
@@ -163,13 +163,13 @@ def test_the_kernels_own_line_is_read_as_an_h100_with_driver_580_gives_it() -> N
 
 @pytest.mark.parametrize(("dgx_os", "version"), [("7.6.0", "3.1.0-091513"), ("7.5.0", "3.2.1-044418"), ("", "3.1.0-1")])
 def test_doca_is_a_fault_of_one_release_only(dgx_os: str, version: str) -> None:
-    assert faults(dgx_os=dgx_os, packages={"doca-ofed": (version, False)}) == []
+    assert faults(dgx_os=dgx_os, packages={"doca-ofed": version}) == []
 
 
 def test_a_hold_elsewhere_is_the_operators() -> None:
-    assert faults(packages={"nvidia-driver-580-open": ("580.159.03-1", True)}) == []
+    assert faults(packages={"nvidia-driver-580-open": "580.159.03-1"}) == []
 
 
 def test_only_installed_packages_count() -> None:
     listing = "a\t1:2.0-1\tii \nb\t2.0\thi \nc\t2.0\trc \nd\t\tun \n\n"
-    assert parse_versions(listing) == {"a": ("1:2.0-1", False), "b": ("2.0", True)}
+    assert parse_versions(listing) == {"a": "1:2.0-1", "b": "2.0"}
