@@ -138,9 +138,11 @@ from ansible.module_utils.daemon_json import (
     not_in_force,
     parse_config,
     plan,
+    same,
     swarm_state_file,
     unit_argv,
     validation_argv,
+    value_at,
     version_tuple,
     waiting_of_others,
 )
@@ -364,10 +366,14 @@ def present(module: AnsibleModule, argv: list[str], path: str) -> dict[str, Any]
             f"Mend it by hand (python3 -m json.tool {path}), then run this again."
         )
         raise
-    due = due_for_restart(recall(), since_s)
+    undo = recall()
+    due = due_for_restart(undo, since_s)
     apply, restart_keys = wanted_state(info, planned, due)
     since_start = written_since(module, path, since_s)
     others = waiting_of_others(before, planned.wanted, info, written_since_start=since_start) if info else []
+    if undo and undo["at_s"] > since_s:  # an earlier task of this run, or a run that died
+        before_us = parse_config(undo["before"] or "")
+        others = [path for path in others if same(value_at(before, path), value_at(before_us, path))]
     if others and apply != "none":
         module.warn(
             f"Somebody changed {path}, and the engine may run without that so far: {', '.join(others)}. What this run "

@@ -8,7 +8,7 @@ module: units_at_boot
 short_description: Have units start at boot, and reload systemd only where that takes no GPU away
 description:
   - A reload of systemd takes the GPUs from every container that got them by the legacy hook, until it is made anew.
-    C(systemctl enable) reloads, so units are enabled without; a boot reads them in any case.
+    C(systemctl enable) reloads, so units are enabled in the files only; a boot reads them in any case.
   - Where systemd holds an older text of a unit than the file has, it is reloaded, if no such container runs. If one
     does, it is named in a warning, and systemd reads the unit at the next reload or boot.
 options:
@@ -130,7 +130,8 @@ def main() -> None:
         off = [name for name in off if name not in reloads]
     reload = bool(stale) and not hit
     if not module.check_mode:
-        commands = [["systemctl", "enable", "--no-reload", *off]] if off else []
+        # Told to enable without a reload, systemd calls every unit of the host stale from then on.
+        commands = [["systemctl", "--root=/", "enable", *off]] if off else []
         commands += [["systemctl", "daemon-reload"]] if reload else []
         for command in commands:
             code, _, errors = module.run_command(command)

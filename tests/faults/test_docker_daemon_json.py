@@ -340,8 +340,9 @@ def test_what_others_changed_is_named_before_our_reload_takes_it_up(host: Host) 
     assert (
         "may run without that so far: data-root, default-cgroupns-mode. What this run changed needs a reload" in warning
     )
-    # Now it is this module that wrote last.
+    # Now it is this module that wrote last, for whatever role.
     host.run(keys=KEYS)
+    host.run(keys=RUNTIME)
     assert host.warned == []
 
 

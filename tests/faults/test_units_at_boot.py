@@ -96,7 +96,7 @@ def test_a_unit_is_enabled_without_a_reload(host: Host) -> None:
     host.with_stranger()
     answer = host.run(names=[UNIT])
     assert (answer["changed"], answer["enabled"], answer["reloaded"], host.warned) == (True, [UNIT], False, [])
-    assert host.calls() == [f"enable --no-reload {UNIT}"]
+    assert host.calls() == [f"--root=/ enable {UNIT}"]
 
 
 def test_nothing_is_done_twice(host: Host) -> None:

@@ -25,7 +25,7 @@ LAST_LINES = 120
 BUDGETS_MIN = {
     FIRST: 12.0,
     "dgx_os": 6.0,
-    "engine": 6.0,
+    "engine": 8.0,
     "hardening": 7.0,
     "image": 5.0,
     "refusals": 8.0,
