@@ -13,7 +13,7 @@ description:
     does, it is named in a warning, and systemd reads the unit at the next reload or boot.
 options:
   names:
-    description: The units.
+    description: The units. One that has no start of its own at boot (static) is looked at for the reload only.
     type: list
     elements: str
     default: []
@@ -109,7 +109,7 @@ def main() -> None:
     module.run_command_environ_update = {"LC_ALL": "C.UTF-8"}
     names = module.params["names"]
     ahead = module.params["reload_ahead"]
-    off = [name for name in names if shown(module, name, "UnitFileState") != "enabled"]
+    off = [name for name in names if shown(module, name, "UnitFileState") not in ("enabled", "static")]
     stale = [name for name in names if shown(module, name, "NeedDaemonReload") == "yes"]
     # Debian enables a unit that has an old start script beside it by a program that reloads, whatever it is told.
     reloads = stale + [name for name in off if os.path.exists(f"/etc/init.d/{name.removesuffix('.service')}")]

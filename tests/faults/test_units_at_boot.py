@@ -99,8 +99,9 @@ def test_a_unit_is_enabled_without_a_reload(host: Host) -> None:
     assert host.calls() == [f"--root=/ enable {UNIT}"]
 
 
-def test_nothing_is_done_twice(host: Host) -> None:
-    host.state["UnitFileState"] = "enabled"
+@pytest.mark.parametrize("state", ["enabled", "static"])
+def test_nothing_is_done_twice(host: Host, state: str) -> None:
+    host.state["UnitFileState"] = state
     assert not host.run(names=[UNIT])["changed"]
     assert host.calls() == []
 
