@@ -15,21 +15,21 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:  # the checker and unit tests know the helpers by their own names, a host only as Ansible ships them
     import model_files as rules
     import model_hub as hub
-    from model_transfer import Transfer, hash_file, need_space, read_text, sync_folder, write_text
-    from model_wanted import CatalogueError, Report, StoreError, TemporaryError, Wanted, given_up, nobody, wrong_source
+    from model_transfer import Transfer, hash_file, lost, need_space, read_text, sync_folder, write_text
+    from model_wanted import Report, StoreError, TemporaryError, Wanted, given_up, nobody, wrong_source
 else:
     from ansible.module_utils import model_files as rules
     from ansible.module_utils import model_hub as hub
     from ansible.module_utils.model_transfer import (
         Transfer,
         hash_file,
+        lost,
         need_space,
         read_text,
         sync_folder,
         write_text,
     )
     from ansible.module_utils.model_wanted import (
-        CatalogueError,
         Report,
         StoreError,
         TemporaryError,
@@ -73,8 +73,8 @@ class Outcome:
 
 
 def check_format(path: str, size_b: int) -> None:
-    """A .safetensors file must be one: the right digest of something else means a wrong catalogue."""
-    if not path.removesuffix(".part").endswith(".safetensors"):
+    """A file that is named as one must be one: the right digest of something else means a wrong catalogue."""
+    if not rules.is_safetensors(path.removesuffix(".part")):
         return
     with open(path, "rb") as handle:
         try:
@@ -96,6 +96,12 @@ def is_recorded(wanted: Wanted) -> bool:
     except FileNotFoundError:
         return False
     return rules.record_proves(read_text(wanted.record), facts_of(status), wanted.entry)
+
+
+def refuse_link(wanted: Wanted) -> None:
+    """A symbolic link in the file's place is somebody's, and the service may not see what it leads to."""
+    with contextlib.suppress(OSError):
+        raise StoreError(f"{rules.link_problem(wanted.dest, os.readlink(wanted.dest))}.")
 
 
 def examine(wanted: Wanted, *, audit: bool, report: Report = nobody) -> Found:
@@ -123,11 +129,8 @@ def examine(wanted: Wanted, *, audit: bool, report: Report = nobody) -> Found:
 
 def from_record(wanted: Wanted) -> Wanted:
     """With size and digest of an earlier run, where the catalogue leaves them to the hub."""
-    noted = rules.read_record(read_text(wanted.record))
-    same = rules.agrees(noted, {"repo": wanted.repo, "commit": wanted.commit, "path": wanted.path})
-    if wanted.sha256 or not same:
-        return wanted
-    return replace(wanted, size_b=noted["size_b"], sha256=noted["sha256"])
+    size_b, sha256 = rules.proof(read_text(wanted.record), wanted.entry)
+    return replace(wanted, size_b=size_b, sha256=sha256)
 
 
 def from_hub(wanted: Wanted, report: Report) -> Wanted:
@@ -178,18 +181,21 @@ def write_record(wanted: Wanted, status: os.stat_result, source: str) -> None:
 
 
 def believe(wanted: Wanted, found: Found, report: Report) -> None:
-    """Raise StoreError where the hub says that the catalogue is wrong, and not the file that is there.
+    """Raise StoreError where the hub says that it is the catalogue that is wrong, or where it cannot be asked.
 
-    Where the hub says nothing, the catalogue decides, as it does over a file that was proved by it before.
+    A hub that is out of order says nothing: then the catalogue decides, as it does over a file that was proved by it
+    before.
     """
     noted = rules.read_record(read_text(wanted.record))
     if wanted.sources or noted.get("sha256") == wanted.sha256:
         return
     try:
         hub.locate(wanted, report)
-    except CatalogueError as error:
-        raise StoreError(f"{error} {wanted.dest} has the SHA-256 {found.digest} and was left as it is.") from error
-    except (StoreError, TemporaryError):
+    except StoreError as error:
+        raise StoreError(
+            f"{error} {wanted.dest} has the SHA-256 {found.digest}, not the catalogue's, and was left as it is."
+        ) from error
+    except TemporaryError:
         return
 
 
@@ -255,7 +261,10 @@ def fetch(wanted: Wanted, part: int, outcome: Outcome, attributes: Attributes, r
     os.fchmod(part, 0o644)
     attributes.give(wanted.part)
     report("writing it to the disk")
-    os.fsync(part)
+    try:
+        os.fsync(part)
+    except OSError as error:
+        raise lost(wanted, part, error) from error
     os.replace(wanted.part, wanted.dest)
     sync_folder(os.path.dirname(wanted.dest))
     write_record(wanted, os.fstat(part), transfer.came_from or rules.without_credentials(wanted.url))
@@ -305,6 +314,7 @@ def ensure(
 
     `changed` means that something on the host is different, the record counted; an audit that confirms changes nothing.
     """
+    refuse_link(wanted)
     wanted = from_record(wanted)
     if check_mode:
         return predict(wanted, attributes, audit=audit)

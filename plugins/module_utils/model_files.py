@@ -15,7 +15,8 @@ GIB = 1 << 30
 SPACE_MARGIN_B = 256 << 20
 # A header of this size would be a file of ten thousands of tensors; the format's own reader stops there as well.
 SAFETENSORS_HEADER_LIMIT_B = 100_000_000
-PICKLE_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin", ".pkl")
+# What ComfyUI reads as safetensors; everything else it takes for a pickle or hands to a custom node.
+SAFETENSORS_SUFFIXES = (".safetensors", ".sft")
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16,
     "I32": 32, "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64,
@@ -35,9 +36,9 @@ def gib(size_b: int) -> str:
     return f"{size_b / GIB:.2f} GiB" if size_b >= GIB // 100 else f"{size_b} bytes"
 
 
-def is_pickle(path: str) -> bool:
-    """Whether loading such a file can run code that is in it."""
-    return path.lower().endswith(PICKLE_SUFFIXES)
+def is_safetensors(path: str) -> bool:
+    """Whether a file of this name is read as data only: loading anything else may run code that is in it."""
+    return path.lower().endswith(SAFETENSORS_SUFFIXES)
 
 
 def path_problem(path: object) -> str:
@@ -71,11 +72,13 @@ def entry_problems(name: str, entry: object) -> list[str]:
         problems.append(f"filename is {entry['filename']!r}: the folder has a key of its own")
     if not isinstance(entry.get("allow_pickle", False), bool):
         problems.append(f"allow_pickle is {entry['allow_pickle']!r}, not true or false")
-    elif any(is_pickle(str(entry.get(key, ""))) for key in ("path", "filename")) and not entry.get("allow_pickle"):
-        problems.append(
-            f"{entry.get('path')} is a pickle, which can run code when it is loaded: take a .safetensors file, "
-            "or set allow_pickle: true in the entry if you trust whoever made it"
-        )
+    elif not entry.get("allow_pickle"):
+        problems += [
+            f"{key} is {entry[key]!r}, expected {' or '.join(SAFETENSORS_SUFFIXES)} at its end: other formats can run "
+            "code when they are loaded. Take such a file, or set allow_pickle: true in the entry if you trust its maker"
+            for key, problem in paths.items()
+            if key != "folder" and not problem and not is_safetensors(entry[key])
+        ]
     return [f"model {name}: {problem}" for problem in problems]
 
 
@@ -344,15 +347,25 @@ def read_record(text: str | None) -> dict[str, Any]:
     return noted if isinstance(noted, dict) else {}
 
 
-def record_proves(record: str | None, found: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
-    """Whether a record says of this very file (size, mtime_ns, inode) that it is the one of a catalogue entry.
+def proof(record: str | None, entry: Mapping[str, Any]) -> tuple[int, str]:
+    """Size in bytes and SHA-256 that the file of an entry must have; 0 and empty where only the hub can say.
 
     An entry without a digest takes the recorded one, if it is of the same file at the same commit.
     """
+    if entry.get("sha256"):
+        return entry["size_b"], entry["sha256"]
     noted = read_record(record)
-    keys = ("size_b", "sha256") if entry.get("sha256") else ("repo", "commit", "path")
-    is_this_file = agrees(noted, {key: found[key] for key in ("size_b", "mtime_ns", "inode")})
-    return is_this_file and agrees(noted, {key: entry[key] for key in keys}) and bool(noted.get("sha256"))
+    size_b, sha256 = noted.get("size_b"), linked_digest(str(noted.get("sha256")))
+    if isinstance(size_b, int) and sha256 and agrees(noted, {key: entry[key] for key in ("repo", "commit", "path")}):
+        return size_b, sha256
+    return 0, ""
+
+
+def record_proves(record: str | None, found: Mapping[str, Any], entry: Mapping[str, Any]) -> bool:
+    """Whether a record says of this very file (size, mtime_ns, inode) that it is the one of a catalogue entry."""
+    size_b, sha256 = proof(record, entry)
+    facts = {key: found[key] for key in ("size_b", "mtime_ns", "inode")}
+    return bool(sha256) and found["size_b"] == size_b and agrees(read_record(record), {**facts, "sha256": sha256})
 
 
 def layout(directory: str, folders: Iterable[str]) -> list[str]:
@@ -392,14 +405,13 @@ def plan_store(
     """
     files: Mapping[str, Mapping[str, Any]] = probe["files"]
     attributes = {"uid": owner_id, "gid": group_id}
-    stale = [
-        path
-        for path in layout(directory, [*folders, *(entry["folder"] for entry in entries.values())])
-        if not agrees(files[path], {"kind": "dir", "mode": "0755", **attributes})
-    ]
+    made = layout(directory, [*folders, *(entry["folder"] for entry in entries.values())])
+    stale = [path for path in made if not agrees(files[path], {"kind": "dir", "mode": "0755", **attributes})]
     pending: list[dict[str, Any]] = []
     licences: list[str] = []
-    problems: list[str] = []
+    # The folder of the store itself may be one: it is resolved before the service gets it.
+    below = [path for path in made if path != directory] + [entry_dest(directory, entry) for entry in entries.values()]
+    problems = [link_problem(path, link) for path in below if (link := files[path]["link"]) is not None]
     needed_b = 0
     asks_hub = False
     for name, entry in entries.items():
@@ -422,10 +434,12 @@ def plan_store(
         if reason in ("fetch", "wrong size"):
             if problem := source_problem(name, entry, sources, files, is_given=name in given):
                 problems.append(problem)
-            asks_hub = asks_hub or not sources
             # What lies on the same disk may be linked; the module knows, and refuses what does not fit.
             if name not in given:
                 needed_b += max(entry.get("size_b", 0) - (files[f"{dest}.part"]["size_b"] or 0), 0)
+        # With a digest to hold it to, a file that is there is most likely adopted, which must not need a package index.
+        if not sources and (reason in ("fetch", "wrong size") or not proof(record, entry)[1]):
+            asks_hub = True
         if read_record(record).get("licence") != entry["licence"]:
             licences.append(f"{name}: {entry['licence']} (https://huggingface.co/{entry['repo']})")
         size = gib(entry["size_b"]) if "size_b" in entry else "a size that the hub knows"
@@ -443,6 +457,15 @@ def plan_store(
         "free": "unknown" if free_b is None else gib(free_b),
         "missing": gib(missing_b) if missing_b else "",
     }
+
+
+def link_problem(path: str, target: str) -> str:
+    """What to say of a symbolic link in the store."""
+    return (
+        f"{path} is a symbolic link to {target}, expected no links below the folder of the models: the service is "
+        "given that folder alone, and a link that leads out of it is dead there. Remove it; a model that lies "
+        "elsewhere is named in comfyui_model_files, and linked or copied from there"
+    )
 
 
 def local_sources(name: str, entry: Mapping[str, Any], endpoint: str, given: Mapping[str, str]) -> list[str]:

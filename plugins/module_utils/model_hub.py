@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # the checker and unit tests know the helpers by their own names, a host only as Ansible ships them
     import model_files as rules
-    from model_wanted import CatalogueError, Report, StoreError, TemporaryError, Wanted
+    from model_wanted import Report, StoreError, TemporaryError, Wanted
 else:
     from ansible.module_utils import model_files as rules
-    from ansible.module_utils.model_wanted import CatalogueError, Report, StoreError, TemporaryError, Wanted
+    from ansible.module_utils.model_wanted import Report, StoreError, TemporaryError, Wanted
 
 SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 INSTALL_LIMIT_S = 1800
@@ -42,7 +42,8 @@ class Place:
 def locate(wanted: Wanted, report: Report) -> Place:
     """Ask the hub for a file. Its word on digest and size must not contradict the catalogue's.
 
-    Raises TemporaryError where asking again may help, CatalogueError where the hub has another file or none.
+    Raises TemporaryError where asking again may help, StoreError where the hub has another file or none, or cannot be
+    asked.
     """
     python = provide(wanted, report)
     report("asking the hub for it")
@@ -58,12 +59,12 @@ def locate(wanted: Wanted, report: Report) -> Place:
         raise refusal(wanted, said)
     digest = rules.linked_digest(said["digest"])
     if wanted.sha256 and digest and digest != wanted.sha256:
-        raise CatalogueError(
+        raise StoreError(
             f"{shown}: the hub says that this file has the SHA-256 {digest}, the catalogue says {wanted.sha256}. "
             "Nothing was fetched. Check commit, path and sha256 in the catalogue."
         )
     if wanted.size_b and said["size_b"] not in (None, wanted.size_b):
-        raise CatalogueError(another_size(wanted, said["size_b"]))
+        raise StoreError(another_size(wanted, said["size_b"]))
     if not wanted.sha256 and not (digest and said["size_b"]):
         raise StoreError(
             f"{shown}: the hub names no SHA-256 for this file, and the catalogue has none. Read it from a source that "
@@ -96,7 +97,7 @@ def refusal(wanted: Wanted, said: dict[str, Any]) -> Exception:
     message = rules.explain_status(status, said["code"], wanted.url, has_token=bool(wanted.token))
     if rules.status_is_temporary(status):
         return TemporaryError(message, rules.retry_after_s(said["retry_after"]))
-    return CatalogueError(message) if status == 404 else StoreError(message)
+    return StoreError(message)
 
 
 def ask(wanted: Wanted, python: str) -> dict[str, Any]:
@@ -122,7 +123,9 @@ def ask(wanted: Wanted, python: str) -> dict[str, Any]:
             env=environment,
         )
     except subprocess.TimeoutExpired:
-        raise TemporaryError(f"{wanted.endpoint}: no answer within {limit_s:g} s", is_network=True) from None
+        raise TemporaryError(
+            f"{rules.without_credentials(wanted.endpoint)}: no answer within {limit_s:g} s", is_network=True
+        ) from None
     try:
         said: dict[str, Any] = json.loads(done.stdout)
     except ValueError:

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:  # the checker and unit tests know the helpers by their own names, a host only as Ansible ships them
     import model_files as rules
     import model_hub as hub
-    from model_wanted import CatalogueError, Report, StoreError, TemporaryError, Wanted, given_up, nobody, wrong_source
+    from model_wanted import Report, StoreError, TemporaryError, Wanted, given_up, nobody, wrong_source
     from model_web import RangeRefusedError, Web
 else:
     from ansible.module_utils import model_files as rules
     from ansible.module_utils import model_hub as hub
     from ansible.module_utils.model_wanted import (
-        CatalogueError,
         Report,
         StoreError,
         TemporaryError,
@@ -139,8 +138,11 @@ class Transfer:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.digest.close()
-        self._syncer.shutdown()
+        try:
+            self.settle()  # also where the network ended it
+        finally:
+            self.digest.close()
+            self._syncer.shutdown()
 
     def run(self) -> None:
         """Until the file is whole and has the published digest."""
@@ -158,7 +160,6 @@ class Transfer:
             if not self.has_kept:
                 raise StoreError(self.wrong_bytes(found))
             self.has_kept = False
-        self.settle()
 
     def wrong_bytes(self, found: str) -> str:
         if self.came_from:
@@ -215,18 +216,20 @@ class Transfer:
     def complete(self) -> None:
         """Ask for what is missing until nothing is."""
         failures = 0
+        # Where the count began: a server without ranges brings the same bytes again, and they are no progress.
+        counted_b = self.have_b
         while self.have_b < self.wanted.size_b:
-            before_b = self.fetched_b
             try:
                 self.attempt()
-            except RangeRefusedError:
-                if self.have_b == 0:
-                    raise StoreError(f"{self.shown}: HTTP 416 for a whole file.") from None
-                self.start_over()
-                self.has_kept = False
+            except TemporaryError as error:  # noqa: PERF203  each round is a request
                 failures += 1
-            except TemporaryError as error:
-                failures = 1 if self.fetched_b - before_b >= PROGRESS_B else failures + 1
+                if self.have_b - counted_b >= PROGRESS_B:
+                    failures, counted_b = 1, self.have_b
+                if isinstance(error, RangeRefusedError):
+                    if self.have_b == 0:
+                        raise StoreError(f"{self.shown}: HTTP 416 for a whole file.") from None
+                    self.start_over()
+                    self.has_kept = False
                 if failures >= self.wanted.attempts:
                     kept = f"{self.have_b} of {self.wanted.size_b} bytes are kept in {self.wanted.part}, run again"
                     rest = f"{kept} to continue from there" if self.have_b else "nothing has come, run again"
@@ -250,7 +253,7 @@ class Transfer:
 
     def check_size(self, text: str | int | None) -> None:
         if text is not None and re.fullmatch(r"\d+", str(text)) and int(text) != self.wanted.size_b:
-            raise CatalogueError(hub.another_size(self.wanted, int(text)))
+            raise StoreError(hub.another_size(self.wanted, int(text)))
 
     def check_answer(self, answer: Any) -> int:
         """Compare the answer with what was asked for; the number of bytes to come."""
@@ -333,9 +336,13 @@ class Transfer:
             self._syncing = self._syncer.submit(os.fdatasync, self.part)
 
     def settle(self) -> None:
-        """Wait for the disk, and hear of its errors: the kernel tells of each only once."""
-        if self._syncing is not None:
-            self._syncing.result()
+        """Wait for the disk, and hear of its errors."""
+        syncing, self._syncing = self._syncing, None
+        if syncing is not None:
+            try:
+                syncing.result()
+            except OSError as error:
+                raise lost(self.wanted, self.part, error) from error
 
 
 class _File:
@@ -346,6 +353,15 @@ class _File:
 
     def readinto1(self, buffer: memoryview, /) -> int:
         return os.readv(self._handle, [buffer])
+
+
+def lost(wanted: Wanted, part: int, error: OSError) -> StoreError:
+    """Forget what the disk refused to keep: the kernel says so once, and reads until a reboot as if it were there."""
+    os.ftruncate(part, 0)
+    return StoreError(
+        f"{wanted.part}: the disk did not keep what was written: {os.strerror(error.errno or 0)}. Nothing of it is "
+        "kept. Look for the reason with dmesg, mend the disk or point model_store_dir at another, and run again."
+    )
 
 
 def need_space(wanted: Wanted, have_b: int) -> None:

@@ -23,10 +23,6 @@ class StoreError(Exception):
     """The run ends with this message; trying again would not help, or was done often enough."""
 
 
-class CatalogueError(StoreError):
-    """What a hub says contradicts the catalogue: one of them is wrong, so nothing that is there may be judged by it."""
-
-
 class TemporaryError(Exception):
     """The transfer broke; what has arrived is kept and the rest may be asked for again."""
 

@@ -14,6 +14,7 @@ description:
     neither that nor any request.
   - Beside the file lies C(<dest>.verified.json), the record of the proof. As long as size, modification time and inode
     are those of the record, the file is not read again; when one of them moved, it is.
+  - A symbolic link at O(dest) is refused and left.
   - A right file without a valid record is adopted, that is hashed and recorded, which counts as a change. A wrong file
     is renamed to C(<dest>.rejected-<first 12 digits of its digest>), reported, and fetched again, unless the hub says
     that it is the catalogue that is wrong. Then nothing is touched.
@@ -96,11 +97,11 @@ options:
     type: bool
     default: false
   allow_pickle:
-    description: Take formats that can run code when they are loaded (.ckpt, .pt, .pth, .bin, .pkl).
+    description: Take formats other than safetensors (.safetensors, .sft); they can run code when they are loaded.
     type: bool
     default: false
   attempts:
-    description: Failed attempts in a row before giving up. An attempt that brought 32 MiB or more is not counted.
+    description: Failed attempts before giving up; the count begins anew with each 32 MiB that are nearer to the end.
     type: int
     default: 6
   retry_delay_s:
@@ -171,7 +172,7 @@ dest:
   type: str
   sample: /srv/comfyui/models/checkpoints/sd_xl_base_1.0.safetensors
 sha256:
-  description: The file's digest, which is the catalogue's.
+  description: The file's digest; empty in check mode where only the hub can say it.
   returned: success
   type: str
   sample: 31e35c80fc4829d14f90153f4c74cd59c90b779f6afe05a74cd6120b893f7e5b
@@ -197,6 +198,7 @@ from typing import Any
 from ansible.module_utils import model_files as rules
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.model_fetch import ensure
+from ansible.module_utils.model_transfer import read_text
 from ansible.module_utils.model_wanted import StoreError, Wanted
 from ansible.module_utils.progress import Reporter
 
@@ -266,8 +268,10 @@ def run(module: AnsibleModule) -> None:
     if os.path.exists(wanted.dest):
         file_args = module.load_file_common_arguments(params, path=wanted.dest)
         result["changed"] = module.set_fs_attributes_if_different(file_args, changed=result["changed"])
+    # The record has what the catalogue leaves to the hub.
+    _, sha256 = rules.proof(read_text(wanted.record), wanted.entry)
     shown = rules.without_credentials(wanted.url)
-    module.exit_json(**result, dest=wanted.dest, sha256=wanted.sha256, url=shown, record=wanted.record)
+    module.exit_json(**result, dest=wanted.dest, sha256=sha256, url=shown, record=wanted.record)
 
 
 def main() -> None:
@@ -287,8 +291,9 @@ def main() -> None:
                 "ca_bundle": {"type": "str", "default": ""},
                 "proxy": {"type": "str", "default": ""},
                 "hub_dir": {"type": "path", "default": "/opt/dgx-comfyui/huggingface_hub"},
-                "hub_requirements": {"type": "str", "default": ""},
-                "hub_program": {"type": "str", "default": ""},
+                # No secrets, but ten thousands of characters in each log that tells what a module was called with.
+                "hub_requirements": {"type": "str", "default": "", "no_log": True},
+                "hub_program": {"type": "str", "default": "", "no_log": True},
                 "package_index": {"type": "str", "default": ""},
                 "audit": {"type": "bool", "default": False},
                 "allow_pickle": {"type": "bool", "default": False},

@@ -63,6 +63,7 @@ class Bench:
         self.hub = subprocess.Popen(hub, stdout=subprocess.PIPE, text=True)
         assert self.hub.stdout
         self.url = self.hub.stdout.readline().strip()
+        self.answer = folder / "answer"
         self.memory_mb = 0.0
 
     def clean(self) -> None:
@@ -109,7 +110,8 @@ class Bench:
         }
         plugins = ROOT / "plugins"
         command = [sys.executable, "-c", MODULE, str(plugins / "module_utils"), str(plugins / "modules")]
-        return subprocess.Popen([*command, json.dumps(arguments)], stdout=subprocess.DEVNULL, text=True)
+        with self.answer.open("w") as file:
+            return subprocess.Popen([*command, json.dumps(arguments)], stdout=file, text=True)
 
     def module(self) -> float:
         began_s = time.monotonic()
@@ -118,7 +120,7 @@ class Bench:
         process.returncode = os.waitstatus_to_exitcode(status)
         seconds = time.monotonic() - began_s
         if process.returncode != 0:
-            raise SystemExit("the module failed")
+            raise SystemExit(f"the module failed: {self.answer.read_text()}")
         self.memory_mb = max(self.memory_mb, usage.ru_maxrss / 1000)
         return seconds
 
@@ -128,6 +130,8 @@ class Bench:
         part = self.out / f"{SAMPLE_PATH}.part"
         process = self.start_module()
         while not part.exists() or part.stat().st_size < SIZE_B * 9 // 10:
+            if process.poll() is not None:
+                raise SystemExit(f"the module ended before it could be killed: {self.answer.read_text()}")
             time.sleep(0.001)
         process.send_signal(signal.SIGKILL)
         process.wait()

@@ -30,6 +30,8 @@ model_store_file = importlib.import_module("model_store_file")
 
 SIZE_B = 700_000
 CONTENT = sample_bytes(SIZE_B)
+# As good a model of the same size, and another one.
+OTHER_CONTENT = CONTENT[:-4] + b"else"
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
 GATED = "example/gated"
 TOKEN = "hf_stand_in_token"  # noqa: S105  opens the stand-in only

@@ -9,6 +9,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from ansible.module_utils import model_hub
+from ansible.module_utils.model_wanted import TemporaryError, Wanted
 
 from faults.model_store import CONTENT, Hub, fail, succeed
 
@@ -143,6 +145,16 @@ def test_a_broken_environment_says_how_to_mend_it(hub: Hub, dest: Path, tmp_path
     python.chmod(0o755)
     message = fail(hub, dest, hub_dir=str(tmp_path / "hub"), attempts=1)
     assert f"huggingface_hub in {tmp_path}/hub failed: ModuleNotFoundError. Remove that folder" in message
+
+
+def test_a_hub_that_is_silent_is_named_without_its_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(command: list[str], *, timeout: float, **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    wanted = Wanted("a/b", "c" * 40, "x", 1, "d" * 64, "/x", "http://user:hunter22@hub/hf")
+    monkeypatch.setattr(subprocess, "run", run)
+    with pytest.raises(TemporaryError, match=r"^http://hub/hf: no answer within"):
+        model_hub.ask(wanted, "python")
 
 
 def test_a_folder_with_something_else_is_never_emptied(hub: Hub, dest: Path, tmp_path: Path) -> None:

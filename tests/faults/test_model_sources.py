@@ -13,6 +13,7 @@ import pytest
 
 from faults.model_store import (
     CONTENT,
+    GATED,
     OTHER_SHA256,
     SHA256,
     SIZE_B,
@@ -116,12 +117,26 @@ def test_a_good_file_survives_a_wrong_catalogue(hub: Hub, dest: Path, change: di
     if "path" in change:
         change = {**change, "sha256": OTHER_SHA256}
     message = fail(hub, dest, **change)
-    assert f"{dest} has the SHA-256 {SHA256} and was left as it is" in message
+    assert f"{dest} has the SHA-256 {SHA256}, not the catalogue's, and was left as it is" in message
     assert "the catalogue" in message
     after = snapshot(dest.parent)
     assert after.pop(str(dest.parent))[0] == before.pop(str(dest.parent))[0]
     assert after == before
     assert hub.content_log() == []
+
+
+def test_a_file_is_not_judged_before_the_hub_can_be_asked(hub: Hub, dest: Path, tmp_path: Path) -> None:
+    dest.write_bytes(CONTENT)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("x")
+    message = fail(hub, dest, sha256=OTHER_SHA256, hub_dir=str(tmp_path / "mine"))
+    assert "expected a folder for huggingface_hub alone" in message
+    assert "was left as it is" in message
+    assert names(dest) == [""]
+    # Here the hub is asked, and keeps its word to itself.
+    message = fail(hub, dest, sha256=OTHER_SHA256, repo=GATED)
+    assert "comfyui_model_token" in message
+    assert names(dest) == [""]
 
 
 def test_a_good_file_survives_a_wrong_size_in_the_catalogue(hub: Hub, dest: Path) -> None:
@@ -142,19 +157,32 @@ def test_a_file_that_was_proved_before_needs_no_second_opinion(hub: Hub, dest: P
 
 def test_without_a_digest_the_hubs_word_is_taken_once(hub: Hub, dest: Path) -> None:
     asked = {"sha256": "", "size_b": 0}
-    assert succeed(hub, dest, **asked, _ansible_check_mode=True)["outcome"] == "fetched"
+    predicted = succeed(hub, dest, **asked, _ansible_check_mode=True)
+    assert (predicted["outcome"], predicted["sha256"]) == ("fetched", "")
     assert hub.log() == []
     answer = succeed(hub, dest, **asked)
-    assert answer["outcome"] == "fetched"
+    assert (answer["outcome"], answer["sha256"]) == ("fetched", SHA256)
     assert dest.read_bytes() == CONTENT
     assert json.loads(Path(answer["record"]).read_text())["sha256"] == SHA256
     hub.ask("DELETE", "/control/log")
-    assert succeed(hub, dest, **asked)["changed"] is False
+    again = succeed(hub, dest, **asked)
+    assert (again["changed"], again["sha256"]) == (False, SHA256)
     os.utime(dest, ns=(1, 1))
     assert succeed(hub, dest, **asked, endpoint=NOBODY)["outcome"] == "adopted"
     dest.write_bytes(bytes(SIZE_B))
     assert succeed(hub, dest, **asked)["found"] == "wrong"
     assert succeed(hub, dest, **asked, audit=True)["changed"] is False
+
+
+@pytest.mark.parametrize("missing", ["size_b", "sha256"])
+def test_without_a_digest_half_a_record_is_none(hub: Hub, dest: Path, missing: str) -> None:
+    asked = {"sha256": "", "size_b": 0}
+    record = Path(succeed(hub, dest, **asked)["record"])
+    noted = json.loads(record.read_text())
+    del noted[missing]
+    record.write_text(json.dumps(noted))
+    assert succeed(hub, dest, **asked)["outcome"] == "adopted"
+    assert json.loads(record.read_text())["sha256"] == SHA256
 
 
 def test_without_a_digest_a_file_that_is_there_is_adopted_by_the_hubs(hub: Hub, dest: Path) -> None:
@@ -167,9 +195,11 @@ def test_without_a_digest_a_file_that_is_there_is_adopted_by_the_hubs(hub: Hub, 
 
 def test_a_hub_that_names_no_digest_is_not_enough(hub: Hub, dest: Path) -> None:
     (hub.root / SAMPLE_REPO / SAMPLE_COMMIT / "notes.txt").write_text("x")
-    assert "the hub names no SHA-256 for this file" in fail(hub, dest, path="notes.txt", sha256="", size_b=0)
+    assert "the hub names no SHA-256 for this file" in fail(
+        hub, dest, path="notes.txt", sha256="", size_b=0, allow_pickle=True
+    )
     # An entity tag is not the hub's word on a digest, however long it is.
-    message = fail(hub, dest, path="notes.txt", sha256=OTHER_SHA256, size_b=1)
+    message = fail(hub, dest, path="notes.txt", sha256=OTHER_SHA256, size_b=1, allow_pickle=True)
     assert "the 1 bytes that came have the SHA-256" in message
 
 

@@ -15,13 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils import model_transfer
 from ansible.module_utils.basic import AnsibleModule
 
 from faults.model_store import (
     CONTENT,
     GATED,
+    OTHER_CONTENT,
     OTHER_SHA256,
+    PROGRAM,
     REPOSITORY,
+    REQUIREMENTS,
     SHA256,
     SIZE_B,
     TOKEN,
@@ -217,6 +221,27 @@ def test_a_server_without_ranges_is_read_from_the_start(hub: Hub, dest: Path) ->
     assert answer["bytes_fetched"] == 400_000 + SIZE_B
 
 
+@pytest.mark.parametrize("kind", ["ignore_range", "refuse_range"])
+def test_a_server_that_never_gets_further_is_given_up(
+    hub: Hub, dest: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(model_transfer, "PROGRESS_B", 100_000)
+    hub.fault(kind)
+    # Each time as much as would be progress, were it not the same bytes again. It would succeed in the end.
+    hub.fault("drop", after_b=300_000, times=12)
+    assert "Gave up after 3 attempts" in fail(hub, dest, attempts=3)
+    assert len(hub.content_log()) == 3
+    assert not dest.exists()
+
+
+def test_a_transfer_that_gets_further_is_not_given_up(hub: Hub, dest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_transfer, "PROGRESS_B", 100_000)
+    hub.fault("drop", after_b=60_000)
+    answer = succeed(hub, dest, attempts=3)
+    assert answer["bytes_fetched"] == SIZE_B
+    assert len(hub.content_log()) == 12
+
+
 def test_wrong_bytes_fail_leave_nothing_and_are_not_retried(hub: Hub, dest: Path) -> None:
     hub.fault("corrupt", after_b=SIZE_B // 2)
     message = fail(hub, dest)
@@ -236,20 +261,69 @@ def test_another_file_is_refused_before_its_first_byte(hub: Hub, dest: Path) -> 
     assert names(dest) == []
 
 
+@pytest.fixture(name="other")
+def publish_another(hub: Hub) -> str:
+    """The path of another sound model below the hub's root."""
+    path = f"{SAMPLE_REPO}/{SAMPLE_COMMIT}/other.safetensors"
+    (hub.root / path).write_bytes(OTHER_CONTENT)
+    return path
+
+
+def test_another_file_that_answers_for_the_right_one_is_refused(hub: Hub, dest: Path, other: str) -> None:
+    hub.fault("other", path=other)
+    message = fail(hub, dest)
+    assert hashlib.sha256(OTHER_CONTENT).hexdigest() in message
+    assert "Nothing was kept" in message
+    assert names(dest) == []
+    hub.ask("DELETE", "/control/faults")
+    assert succeed(hub, dest)["bytes_fetched"] == SIZE_B
+    assert dest.read_bytes() == CONTENT
+
+
+def test_another_file_of_another_size_is_refused_before_its_first_byte(hub: Hub, dest: Path, other: str) -> None:
+    (hub.root / other).write_bytes(OTHER_CONTENT + b"more")
+    hub.fault("other", path=other)
+    assert f"has {SIZE_B + 4} bytes, the catalogue says {SIZE_B}" in fail(hub, dest)
+    assert names(dest) == []
+
+
+def test_a_file_that_became_another_meanwhile_is_not_mixed_with_it(hub: Hub, dest: Path, other: str) -> None:
+    hub.fault("drop", after_b=400_000)
+    fail(hub, dest, attempts=1)
+    hub.ask("DELETE", "/control/faults")
+    hub.fault("other", path=other, times=1)
+    message = fail(hub, dest)
+    assert hashlib.sha256(OTHER_CONTENT).hexdigest() in message
+    assert [line["status"] for line in hub.content_log()] == [200, 200]
+    assert names(dest) == []
+    succeed(hub, dest)
+    assert dest.read_bytes() == CONTENT
+
+
+def test_another_models_file_under_the_name_is_moved_away(hub: Hub, dest: Path) -> None:
+    dest.write_bytes(OTHER_CONTENT)
+    answer = succeed(hub, dest)
+    assert answer["found"] == "wrong"
+    assert Path(answer["quarantined"]).read_bytes() == OTHER_CONTENT
+    assert dest.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("wanted", ["page.safetensors", "page.SFT"])
+def test_what_is_no_safetensors_file_is_refused_whatever_its_digest(hub: Hub, dest: Path, wanted: str) -> None:
+    content = b"<html>" * 1000
+    folder = hub.root / SAMPLE_REPO / SAMPLE_COMMIT
+    (folder / wanted).write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    dest = dest.with_name(wanted)
+    message = fail(hub, dest, path=wanted, size_b=len(content), sha256=digest)
+    assert "no valid safetensors file" in message
+    assert names(dest) == []
+
+
 def test_another_size_is_refused_before_the_first_byte(hub: Hub, dest: Path) -> None:
     message = fail(hub, dest, size_b=SIZE_B - 1)
     assert "has 700000 bytes, the catalogue says 699999" in message
     assert hub.content_log() == []
-
-
-def test_what_is_no_safetensors_file_is_refused(hub: Hub, dest: Path) -> None:
-    content = b"<html>" * 1000
-    folder = hub.root / SAMPLE_REPO / SAMPLE_COMMIT
-    (folder / "page.safetensors").write_bytes(content)
-    digest = hashlib.sha256(content).hexdigest()
-    message = fail(hub, dest, path="page.safetensors", size_b=len(content), sha256=digest)
-    assert "no valid safetensors file" in message
-    assert names(dest) == []
 
 
 @pytest.mark.parametrize("content", [CONTENT[:-1], bytes(SIZE_B)], ids=["truncated", "wrong bytes of the right size"])
@@ -385,6 +459,82 @@ def test_a_disk_that_fills_up_keeps_what_arrived(hub: Hub, dest: Path, monkeypat
     assert (answer["bytes_kept"], answer["bytes_fetched"]) == (300_000, 400_000)
 
 
+def test_bytes_are_on_the_disk_before_they_get_their_name(
+    hub: Hub, dest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    real_sync, real_replace = os.fsync, os.replace
+
+    def sync(handle: int) -> None:
+        done.append(f"sync {os.path.relpath(os.readlink(f'/proc/self/fd/{handle}'), dest.parent)}")
+        real_sync(handle)
+
+    def replace(source: str, target: str) -> None:
+        done.append(f"rename {os.path.basename(source)}")
+        real_replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", sync)
+    monkeypatch.setattr(os, "replace", replace)
+    succeed(hub, dest)
+    note = [f"sync {SAMPLE_PATH}.part.json.new", f"rename {SAMPLE_PATH}.part.json.new", "sync ."]
+    file = [f"sync {SAMPLE_PATH}.part", f"rename {SAMPLE_PATH}.part", "sync ."]
+    record = [f"sync {SAMPLE_PATH}.verified.json.new", f"rename {SAMPLE_PATH}.verified.json.new", "sync ."]
+    assert done == note + file + record
+
+
+@pytest.mark.parametrize("call", ["fsync", "fdatasync"])
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
+def test_what_a_disk_did_not_keep_is_not_kept(
+    hub: Hub, dest: Path, call: str, cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if cut:
+        # The error comes after the last byte of the run: nobody but the end of the transfer can hear of it.
+        hub.fault("drop", after_b=SIZE_B - 1000)
+        monkeypatch.setattr(model_transfer, "SYNC_B", SIZE_B - 1000)
+    else:
+        monkeypatch.setattr(model_transfer, "SYNC_B", SIZE_B // 2)
+    real = getattr(os, call)
+
+    def refuse(handle: int) -> None:
+        if os.readlink(f"/proc/self/fd/{handle}").endswith(".part"):
+            raise OSError(5, "Input/output error")
+        real(handle)
+
+    monkeypatch.setattr(os, call, refuse)
+    message = fail(hub, dest, attempts=1)
+    monkeypatch.undo()
+    hub.ask("DELETE", "/control/faults")
+    if cut and call == "fsync":  # is not reached
+        assert "bytes are kept" in message
+        return
+    assert "the disk did not keep what was written: Input/output error" in message
+    assert names(dest) == []
+    # The kernel would show the lost bytes as if they were there, and say nothing a second time.
+    assert succeed(hub, dest)["bytes_fetched"] == SIZE_B
+
+
+@pytest.mark.parametrize("leads_to", ["out.safetensors", "nowhere.safetensors"])
+def test_a_symbolic_link_in_the_place_of_the_file_is_refused(
+    hub: Hub, dest: Path, tmp_path: Path, leads_to: str
+) -> None:
+    (tmp_path / "out.safetensors").write_bytes(CONTENT)
+    dest.symlink_to(tmp_path / leads_to)
+    before = snapshot(tmp_path)
+    for check_mode in (True, False):
+        message = fail(hub, dest, _ansible_check_mode=check_mode)
+        assert f"{dest} is a symbolic link to {tmp_path / leads_to}, expected no links" in message
+        assert "named in comfyui_model_files" in message
+    assert snapshot(tmp_path) == before
+    assert hub.log() == []
+
+
+def test_a_link_to_the_recorded_file_is_refused_as_well(hub: Hub, dest: Path, tmp_path: Path) -> None:
+    succeed(hub, dest)
+    dest.rename(tmp_path / "out.safetensors")
+    dest.symlink_to(tmp_path / "out.safetensors")
+    assert "is a symbolic link to" in fail(hub, dest)
+
+
 def test_a_gated_repository_says_which_variable_holds_the_token(hub: Hub, dest: Path) -> None:
     message = fail(hub, dest, repo=GATED)
     assert "gated" in message
@@ -398,10 +548,19 @@ def test_a_gated_repository_says_which_variable_holds_the_token(hub: Hub, dest: 
 
 def test_the_token_opens_and_appears_nowhere(hub: Hub, dest: Path) -> None:
     answer = succeed(hub, dest, repo=GATED, token=TOKEN)
+    assert answer["invocation"]["module_args"]["repo"] == GATED
     assert TOKEN not in json.dumps(answer)
     for path in dest.parent.iterdir():
         assert TOKEN.encode() not in path.read_bytes()
     assert {line["authorization"] for line in hub.log()} == {True}
+
+
+def test_what_the_module_was_called_with_fits_on_a_page(hub: Hub, dest: Path) -> None:
+    for answer in (succeed(hub, dest), run(hub, dest, commit="main")):
+        told = answer["invocation"]["module_args"]
+        assert told["dest"] == str(dest)
+        assert PROGRAM not in told.values()
+        assert REQUIREMENTS not in told.values()
 
 
 def test_the_token_stays_with_its_host(hub: Hub, dest: Path) -> None:
@@ -508,6 +667,7 @@ def test_a_run_that_waited_for_a_failed_one_begins_anew(hub: Hub, dest: Path) ->
         ({"sha256": ""}, "sha256 is missing"),
         ({"path": "../x.safetensors"}, "none of them '..'"),
         ({"path": "x.ckpt"}, "allow_pickle"),
+        ({"path": "x.pt2"}, "allow_pickle"),
         ({"endpoint": "file:///srv"}, "not an http or https address"),
         ({"attempts": 0}, "attempts is 0"),
     ],

@@ -54,7 +54,11 @@ def test_the_shipped_catalogue_is_valid() -> None:
         ({"folder": ""}, "folder is empty"),
         ({"filename": "a/b.safetensors"}, "a key of its own"),
         ({"path": "x.ckpt"}, "allow_pickle: true"),
-        ({"filename": "x.PT"}, "allow_pickle: true"),
+        ({"filename": "x.PT"}, "filename is 'x.PT', expected .safetensors or .sft at its end"),
+        ({"path": "x.pt2"}, "path is 'x.pt2', expected .safetensors or .sft at its end"),
+        ({"path": "x.pickle"}, "allow_pickle: true"),
+        ({"path": "safetensors"}, "allow_pickle: true"),
+        ({"path": "x.gguf", "filename": "x.safetensors"}, "allow_pickle: true"),
         ({"allow_pickle": "yes"}, "not true or false"),
         ({"licens": "MIT"}, "licens is not a key of an entry"),
     ],
@@ -66,8 +70,9 @@ def test_a_bad_entry_is_named(change: dict[str, Any], expected: str) -> None:
     assert expected in problems[0]
 
 
-def test_a_pickle_may_be_allowed_by_its_entry() -> None:
+def test_another_format_may_be_allowed_by_its_entry() -> None:
     assert rules.entry_problems("x", {**ENTRY, "path": "x.ckpt", "allow_pickle": True}) == []
+    assert rules.entry_problems("x", {**ENTRY, "path": "a/x.SFT", "filename": "X.Safetensors"}) == []
 
 
 def test_what_is_missing_or_no_entry_at_all_is_named() -> None:
@@ -297,7 +302,7 @@ def record(**more: Any) -> str:
     return rules.make_record(**{**facts, **more}, verified_at="2026-01-01T00:00:00+00:00", source="x")
 
 
-FOUND = {"kind": "file", "mode": "0644", "uid": 0, "gid": 0, "size_b": 1000, "mtime_ns": 5, "inode": 7}
+FOUND = {"kind": "file", "link": None, "mode": "0644", "uid": 0, "gid": 0, "size_b": 1000, "mtime_ns": 5, "inode": 7}
 
 
 @pytest.mark.parametrize("field", ["size_b", "mtime_ns", "inode"])
@@ -312,6 +317,16 @@ def test_a_record_speaks_for_one_file_only(field: str) -> None:
 def test_what_is_no_record_proves_nothing(text: str | None) -> None:
     for entry in (ENTRY, UNPROVED):
         assert not rules.record_proves(text, FOUND, entry)
+
+
+@pytest.mark.parametrize(
+    "change", [{"size_b": None}, {"size_b": "8"}, {"sha256": None}, {"sha256": "x"}, {"commit": "0" * 40}]
+)
+def test_half_a_record_keeps_no_word_of_the_hub(change: dict[str, Any]) -> None:
+    noted = {**json.loads(record()), **change}
+    assert rules.proof(json.dumps({key: value for key, value in noted.items() if value}), UNPROVED) == (0, "")
+    assert rules.proof(json.dumps(noted), ENTRY) == (1000, SHA256)
+    assert rules.proof(record(), UNPROVED) == (1000, SHA256)
 
 
 def test_a_record_proves_nothing_for_another_wish() -> None:
@@ -338,7 +353,16 @@ def test_layout_and_ancestors() -> None:
     assert rules.ancestors("/srv/m") == ["/srv/m", "/srv", "/"]
 
 
-ABSENT = {"kind": "absent", "mode": "", "uid": None, "gid": None, "size_b": None, "mtime_ns": None, "inode": None}
+ABSENT = {
+    "kind": "absent",
+    "link": None,
+    "mode": "",
+    "uid": None,
+    "gid": None,
+    "size_b": None,
+    "mtime_ns": None,
+    "inode": None,
+}
 FOLDER = {**ABSENT, "kind": "dir", "mode": "0755", "uid": 0, "gid": 0}
 
 
@@ -400,6 +424,27 @@ def test_why_a_file_is_looked_at(changes: dict[str, Any], audit: bool, reason: s
     assert [(item["dest"], item["reason"]) for item in found["pending"]] == [(DEST, reason)]
     assert found["needed"] == needed
     assert found["asks_hub"] == (reason in ("fetch", "wrong size"))
+
+
+def test_who_has_no_digest_asks_the_hub_for_it() -> None:
+    unknown = {f"{DEST}.verified.json": {**ABSENT, "content": None}}
+    assert plan(unknown)["asks_hub"] is False
+    assert plan(unknown, entry=UNPROVED)["asks_hub"] is True
+    assert plan({}, entry=UNPROVED, audit=True)["asks_hub"] is False
+    # What the hub said once is kept, and may prove a file that was touched.
+    assert plan({DEST: {**FOUND, "mtime_ns": 6}}, entry=UNPROVED)["asks_hub"] is False
+
+
+@pytest.mark.parametrize("path", [DEST, "/srv/models/checkpoints", "/srv/models/vae"])
+def test_a_symbolic_link_in_the_store_is_refused(path: str) -> None:
+    before = {DEST: FOUND}.get(path, FOLDER)
+    (problem,) = plan({path: {**before, "link": "/data/x"}})["problems"]
+    assert f"{path} is a symbolic link to /data/x, expected no links below the folder of the models" in problem
+    assert "Remove it; a model that lies elsewhere is named in comfyui_model_files" in problem
+
+
+def test_the_folder_of_the_store_may_be_a_symbolic_link() -> None:
+    assert plan({"/srv/models": {**FOLDER, "link": "/data/models"}})["problems"] == []
 
 
 STICK = {"/usb/checkpoints/sd_xl_base_1.0.safetensors": FOUND, "/usb/sd_xl_base_1.0.safetensors": ABSENT}

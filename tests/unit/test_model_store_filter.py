@@ -42,7 +42,7 @@ def test_what_the_probe_looks_at() -> None:
 
 def test_the_plan_reads_what_the_probe_was_asked_for() -> None:
     paths = model_store.model_store_paths({"x": {**ENTRY, "size_b": 1}}, "/m", [], "/usb", {})
-    absent = {"kind": "absent", "size_b": None, "content": None}
+    absent = {"kind": "absent", "link": None, "size_b": None, "content": None}
     probe = {
         "files": dict.fromkeys(paths["files"] + paths["contents"], absent),
         "commands": {"space": {"stdout": "Avail\n1\n"}},

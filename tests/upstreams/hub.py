@@ -41,7 +41,7 @@ SAMPLE_HEADER_B = 1016
 # Answered without the detour over the content network, as files outside large-file storage are.
 PLAIN_SUFFIXES = (".json", ".md", ".txt", ".gitattributes")
 BLOCK_B = 64 << 10
-KINDS = ("drop", "corrupt", "stall", "status", "ignore_range", "trickle", "short")
+KINDS = ("drop", "corrupt", "stall", "status", "ignore_range", "refuse_range", "other", "trickle", "short")
 
 
 @dataclasses.dataclass
@@ -52,6 +52,7 @@ class Fault:
     stall: silence for `seconds` after `after_b` bytes of the body. trickle: `seconds` of pause before each block.
     short: the file is said to end after `after_b` bytes, and does.
     status: `status` is answered, with `retry_after` and `error_code` as headers. ignore_range: the whole file, always.
+    refuse_range: 416 to every range. other: the file at `path` below the root instead, as if it were the one asked for.
     Only a status may also answer HEAD, unless `method` says GET; everything else is about bytes.
     """
 
@@ -64,6 +65,7 @@ class Fault:
     status: int = 503
     retry_after: str = ""
     error_code: str = ""
+    path: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -320,6 +322,8 @@ class Handler(BaseHTTPRequestHandler):
         """The bytes, whole or in part."""
         if not target.resolve().is_relative_to(self.server.root) or not target.is_file():
             return self.reply(404, body=b"no such object\n")
+        if "other" in faults:
+            target = self.server.root / faults["other"].path
         size_b = faults["short"].after_b if "short" in faults else target.stat().st_size
         headers = {**headers, "ETag": f'"{self.server.digest(target)}"', "Content-Type": "application/octet-stream"}
         wanted = self.headers.get("Range", "")
@@ -327,6 +331,8 @@ class Handler(BaseHTTPRequestHandler):
             wanted = ""
         if "ignore_range" not in faults:
             headers["Accept-Ranges"] = "bytes"
+        if "refuse_range" in faults and wanted:
+            wanted = f"bytes={size_b}-"
         try:
             span = parse_range(wanted, size_b)
         except ValueError as error:
