@@ -10,34 +10,28 @@ import stat
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
-if TYPE_CHECKING:  # the checker and unit tests know the helpers by their own names, a host only as Ansible ships them
-    import model_files as rules
-    import model_hub as hub
-    from model_transfer import Transfer, hash_file, lost, need_space, read_text, sync_folder, write_text
-    from model_wanted import Report, StoreError, TemporaryError, Wanted, given_up, nobody, wrong_source
-else:
-    from ansible.module_utils import model_files as rules
-    from ansible.module_utils import model_hub as hub
-    from ansible.module_utils.model_transfer import (
-        Transfer,
-        hash_file,
-        lost,
-        need_space,
-        read_text,
-        sync_folder,
-        write_text,
-    )
-    from ansible.module_utils.model_wanted import (
-        Report,
-        StoreError,
-        TemporaryError,
-        Wanted,
-        given_up,
-        nobody,
-        wrong_source,
-    )
+from ansible.module_utils import model_files as rules
+from ansible.module_utils import model_hub as hub
+from ansible.module_utils.model_transfer import (
+    Transfer,
+    hash_file,
+    lost,
+    need_space,
+    read_text,
+    sync_folder,
+    write_text,
+)
+from ansible.module_utils.model_wanted import (
+    Report,
+    StoreError,
+    TemporaryError,
+    Wanted,
+    given_up,
+    nobody,
+    wrong_source,
+)
 
 
 @dataclass
@@ -174,6 +168,8 @@ def locked_part(wanted: Wanted) -> Iterator[int]:
 
 
 def write_record(wanted: Wanted, status: os.stat_result, source: str) -> None:
+    with open(wanted.dest, "rb") as file:
+        os.fsync(file.fileno())  # what somebody has just put there: a record must not outlive the bytes
     verified_at = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     facts = facts_of(status)
     text = rules.make_record(entry=wanted.entry, sha256=wanted.sha256, verified_at=verified_at, source=source, **facts)

@@ -12,14 +12,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # the checker and unit tests know the helpers by their own names, a host only as Ansible ships them
-    import model_files as rules
-    from model_wanted import Report, StoreError, TemporaryError, Wanted
-else:
-    from ansible.module_utils import model_files as rules
-    from ansible.module_utils.model_wanted import Report, StoreError, TemporaryError, Wanted
+from ansible.module_utils import model_files as rules
+from ansible.module_utils.model_wanted import Report, StoreError, TemporaryError, Wanted
 
 SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 INSTALL_LIMIT_S = 1800

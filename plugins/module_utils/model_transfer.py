@@ -12,26 +12,20 @@ import queue
 import re
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
-if TYPE_CHECKING:  # the checker and unit tests know the helpers by their own names, a host only as Ansible ships them
-    import model_files as rules
-    import model_hub as hub
-    from model_wanted import Report, StoreError, TemporaryError, Wanted, given_up, nobody, wrong_source
-    from model_web import RangeRefusedError, Web
-else:
-    from ansible.module_utils import model_files as rules
-    from ansible.module_utils import model_hub as hub
-    from ansible.module_utils.model_wanted import (
-        Report,
-        StoreError,
-        TemporaryError,
-        Wanted,
-        given_up,
-        nobody,
-        wrong_source,
-    )
-    from ansible.module_utils.model_web import RangeRefusedError, Web
+from ansible.module_utils import model_files as rules
+from ansible.module_utils import model_hub as hub
+from ansible.module_utils.model_wanted import (
+    Report,
+    StoreError,
+    TemporaryError,
+    Wanted,
+    given_up,
+    nobody,
+    wrong_source,
+)
+from ansible.module_utils.model_web import RangeRefusedError, Web
 
 BLOCK_B = 4 << 20
 BLOCKS = 4

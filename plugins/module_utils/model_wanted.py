@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # the checker and unit tests know the helper by its own name, a host only as Ansible ships it
-    import model_files as rules
-else:
-    from ansible.module_utils import model_files as rules
+from ansible.module_utils import model_files as rules
 
 # Told what goes on: a text, and with done_b and total_b how far it is.
 Report = Callable[..., None]

@@ -7,16 +7,11 @@ import http.client
 import ssl
 import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:  # the checker and unit tests know the helpers by their own names, a host only as Ansible ships them
-    import model_files as rules
-    import model_hub as hub
-    from model_wanted import StoreError, TemporaryError, Wanted
-else:
-    from ansible.module_utils import model_files as rules
-    from ansible.module_utils import model_hub as hub
-    from ansible.module_utils.model_wanted import StoreError, TemporaryError, Wanted
+from ansible.module_utils import model_files as rules
+from ansible.module_utils import model_hub as hub
+from ansible.module_utils.model_wanted import StoreError, TemporaryError, Wanted
 
 REDIRECTS = (301, 302, 303, 307, 308)
 

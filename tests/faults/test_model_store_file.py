@@ -459,9 +459,9 @@ def test_a_disk_that_fills_up_keeps_what_arrived(hub: Hub, dest: Path, monkeypat
     assert (answer["bytes_kept"], answer["bytes_fetched"]) == (300_000, 400_000)
 
 
-def test_bytes_are_on_the_disk_before_they_get_their_name(
-    hub: Hub, dest: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(name="done")
+def note_syncs_and_renames(dest: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was brought to the disk, and what got another name, in their order."""
     done: list[str] = []
     real_sync, real_replace = os.fsync, os.replace
 
@@ -475,24 +475,37 @@ def test_bytes_are_on_the_disk_before_they_get_their_name(
 
     monkeypatch.setattr(os, "fsync", sync)
     monkeypatch.setattr(os, "replace", replace)
+    return done
+
+
+RECORDED = [
+    f"sync {SAMPLE_PATH}", f"sync {SAMPLE_PATH}.verified.json.new", f"rename {SAMPLE_PATH}.verified.json.new", "sync ."
+]  # fmt: skip
+
+
+def test_bytes_are_on_the_disk_before_they_get_their_name(hub: Hub, dest: Path, done: list[str]) -> None:
     succeed(hub, dest)
     note = [f"sync {SAMPLE_PATH}.part.json.new", f"rename {SAMPLE_PATH}.part.json.new", "sync ."]
     file = [f"sync {SAMPLE_PATH}.part", f"rename {SAMPLE_PATH}.part", "sync ."]
-    record = [f"sync {SAMPLE_PATH}.verified.json.new", f"rename {SAMPLE_PATH}.verified.json.new", "sync ."]
-    assert done == note + file + record
+    assert done == note + file + RECORDED
 
 
-@pytest.mark.parametrize("call", ["fsync", "fdatasync"])
-@pytest.mark.parametrize("cut", [False, True], ids=["whole", "cut"])
+def test_an_adopted_file_is_on_the_disk_before_its_record(hub: Hub, dest: Path, done: list[str]) -> None:
+    dest.write_bytes(CONTENT)
+    succeed(hub, dest)
+    assert done == RECORDED
+
+
+@pytest.mark.parametrize(
+    ("call", "sent_b"),
+    [("fsync", SIZE_B), ("fdatasync", SIZE_B), ("fdatasync", 400_000)],
+    ids=["at the end", "meanwhile", "and the network broke as well"],
+)
 def test_what_a_disk_did_not_keep_is_not_kept(
-    hub: Hub, dest: Path, call: str, cut: bool, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, dest: Path, call: str, sent_b: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if cut:
-        # The error comes after the last byte of the run: nobody but the end of the transfer can hear of it.
-        hub.fault("drop", after_b=SIZE_B - 1000)
-        monkeypatch.setattr(model_transfer, "SYNC_B", SIZE_B - 1000)
-    else:
-        monkeypatch.setattr(model_transfer, "SYNC_B", SIZE_B // 2)
+    monkeypatch.setattr(model_transfer, "SYNC_B", sent_b)
+    hub.fault("drop", after_b=sent_b)
     real = getattr(os, call)
 
     def refuse(handle: int) -> None:
@@ -504,9 +517,6 @@ def test_what_a_disk_did_not_keep_is_not_kept(
     message = fail(hub, dest, attempts=1)
     monkeypatch.undo()
     hub.ask("DELETE", "/control/faults")
-    if cut and call == "fsync":  # is not reached
-        assert "bytes are kept" in message
-        return
     assert "the disk did not keep what was written: Input/output error" in message
     assert names(dest) == []
     # The kernel would show the lost bytes as if they were there, and say nothing a second time.
