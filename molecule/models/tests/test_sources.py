@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ import yaml
 
 ROOT = Path(__file__).parents[3]
 STORE = "/srv/comfyui/models"
+TOKEN = "hf_only_for_this_test"  # noqa: S105  opens nothing
 HUB = "/opt/dgx-comfyui/huggingface_hub"
 INVENTORY = ROOT / ".cache" / "sandbox" / os.environ.get("MOLECULE_SCENARIO_NAME", "models")
 
@@ -37,6 +41,7 @@ def record(host: Any, path: str) -> dict[str, Any]:
         (f"{STORE}/checkpoints/by_word.safetensors", "http://"),
         (f"{STORE}/checkpoints/linked.safetensors", "/data/linked.safetensors"),
         (f"{STORE}/loras/in_the_way.safetensors", "http://"),
+        (f"{STORE}/loras/by_proxy.safetensors", "https://127.0.0.1:8443/"),
         ("/srv/from-a-stick/checkpoints/sd_xl_base_1.0.safetensors", "/data/stick/sd_xl_base_1.0.safetensors"),
     ],
 )
@@ -71,8 +76,92 @@ def test_the_hub_was_asked_by_the_locked_client(host: Any) -> None:
 def test_nothing_to_do_is_one_question_to_the_host() -> None:
     cost = json.loads((ROOT / "artifacts/models/cost.json").read_text())
     (tasks,) = [found["tasks"] for found in cost["hosts"].values()]
-    # The playbook enters the role twice.
-    assert [task["name"] for task in tasks] == ["model_store : probe | Read folders, files, records and free space"] * 2
+    # The playbook enters the role three times.
+    assert [task["name"] for task in tasks] == ["model_store : probe | Read folders, files, records and free space"] * 3
+
+
+@contextlib.contextmanager
+def all_command_lines() -> Iterator[set[str]]:
+    """Those of every process of this machine meanwhile; a sandbox's are among them."""
+    seen: set[str] = set()
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.05):
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    seen.add(path.read_text(errors="replace").replace("\0", " "))
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def play(tags: str, typed: dict[str, Any], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """The site's own playbook with these variables; what fails is kept in the folder as evidence."""
+    path = folder / "typed.yml"
+    path.write_text(yaml.safe_dump({**typed, "evidence_dir": str(folder / "evidence")}))
+    return subprocess.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "--inventory", INVENTORY, "-e", f"@{path}", "--tags", tags,
+         ROOT / "site.yml"],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180, check=False,
+        # What the idempotent run cost is still to be read: tests with a host come before those without.
+        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0", "TASK_BUDGET_FILE": "", **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["mitogen_linear", "linear"])
+def test_a_token_is_in_no_log_and_on_no_command_line(
+    host: Any, published: dict[str, Any], site: dict[str, Any], tmp_path: Path, strategy: str
+) -> None:
+    fresh = {**published, "filename": f"{strategy}.safetensors"}
+    absent = {**published, "commit": "f" * 40, "filename": "absent.safetensors"}
+    typed = {
+        "comfyui_model_catalogue": {**site["comfyui_model_catalogue"], "fresh": fresh, "absent": absent},
+        "comfyui_models": ["sd_xl_base_1.0", "fresh", "absent"],
+        "comfyui_model_token": TOKEN,
+    }
+    with all_command_lines() as lines:
+        done = play("model_store", typed, tmp_path, ANSIBLE_STRATEGY=strategy, ANSIBLE_VERBOSITY="3")
+    assert done.returncode != 0, done.stdout
+    assert "HTTP 404, the repository has no such commit" in " ".join(done.stdout.split())
+    assert host.file(f"{STORE}/checkpoints/{strategy}.safetensors").sha256sum == published["sha256"]
+    assert "module_args" in done.stdout
+    assert TOKEN not in done.stdout
+    assert any(f"{HUB}/answer.py" in line for line in lines)
+    assert not any(TOKEN in line for line in lines)
+    for path in (tmp_path / "evidence").rglob("*"):
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+    # Written so that this very search is not what it finds.
+    pattern = f"[{TOKEN[0]}]{TOKEN[1:]}"
+    kept = "/root /tmp /var/tmp /var/log /run /opt/dgx-comfyui /srv/comfyui /etc"
+    assert host.run(f"grep -rl {pattern} {kept} 2>/dev/null").stdout == ""
+    assert host.run(f"journalctl --no-pager --output=cat | grep {pattern}").stdout == ""
+
+
+def test_an_audit_finds_what_the_record_hides(
+    host: Any, published: dict[str, Any], site: dict[str, Any], tmp_path: Path
+) -> None:
+    path = f"{STORE}/checkpoints/sd_xl_base_1.0.safetensors"
+    before = record(host, path)
+    host.check_output(
+        f"printf x | dd of={path} bs=1 seek=5000000 conv=notrunc status=none && touch --date=@%s {path}",
+        f"{before['mtime_ns'] // 10**9}.{before['mtime_ns'] % 10**9:09}",
+    )
+    wrong = host.file(path).sha256sum
+    assert wrong != published["sha256"]
+    typed = {"comfyui_model_catalogue": site["comfyui_model_catalogue"]}
+    done = play("model_store", typed, tmp_path)
+    assert (done.returncode, host.file(path).sha256sum) == (0, wrong), done.stdout
+    done = play("model_store", {**typed, "model_store_audit": True}, tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert f"It was moved to {path}.rejected-{wrong[:12]}" in " ".join(done.stdout.split())
+    assert host.file(path).sha256sum == published["sha256"]
+    assert host.file(f"{path}.rejected-{wrong[:12]}").sha256sum == wrong
 
 
 def test_a_download_that_fails_ends_the_run_in_its_own_words_after_the_build(
@@ -88,17 +177,9 @@ def test_a_download_that_fails_ends_the_run_in_its_own_words_after_the_build(
         "comfyui_image_template_dir": str(templates),
         "comfyui_model_catalogue": {**site["comfyui_model_catalogue"], "absent": absent},
         "comfyui_models": ["sd_xl_base_1.0", "absent"],
-        "evidence_dir": str(tmp_path / "evidence"),
     }
-    (tmp_path / "typed.yml").write_text(yaml.safe_dump(typed))
     images = host.check_output("docker image ls --quiet dgx-comfyui").split()
-    done = subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "--inventory", INVENTORY, "-e", f"@{tmp_path}/typed.yml",
-         "--tags", "model_store,comfyui_image", ROOT / "site.yml"],
-        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180, check=False,
-        # What the idempotent run cost is still to be read: tests with a host come before those without.
-        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0", "TASK_BUDGET_FILE": ""},
-    )  # fmt: skip
+    done = play("model_store,comfyui_image", typed, tmp_path)
     assert done.returncode != 0, done.stdout
     built = done.stdout.index("TASK [comfyui_image : build | Build the image")
     failed = done.stdout.index("FAILED!")
