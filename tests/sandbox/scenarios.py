@@ -28,6 +28,7 @@ BUDGETS_MIN = {
     "engine": 8.0,
     "hardening": 7.0,
     "image": 5.0,
+    "models": 5.0,
     "refusals": 8.0,
     "upgrade": 7.0,
 }
