@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[3]
+from playbook_runs import ROOT, environment, last_words
+
 NAME = os.environ.get("MOLECULE_SCENARIO_NAME", "engine")
 INVENTORY = ROOT / ".cache" / "sandbox" / NAME
 CASES: list[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("cases.yml").read_text())
@@ -42,7 +42,7 @@ def test_refused(case: dict[str, Any], check: bool, tmp_path: Path) -> None:
     typed = tmp_path / "typed.yml"
     given = {"comfyui_docker_source": "docker-ce", "evidence_dir": str(tmp_path), **case.get("vars", {})}
     typed.write_text(yaml.safe_dump(given))
-    command = [str(Path(sys.executable).parent / "ansible-playbook"), "--inventory", str(INVENTORY)]
+    command = ["ansible-playbook", "--inventory", str(INVENTORY)]
     command += ["--tags", case["tags"]] if "tags" in case else []
     command += ["--extra-vars", f"@{typed}", *(["--check"] if check else [])]
     shell(case.get("given", "true"))
@@ -51,7 +51,7 @@ def test_refused(case: dict[str, Any], check: bool, tmp_path: Path) -> None:
         done = subprocess.run(
             [*command, str(ROOT / "site.yml")],
             cwd=ROOT,
-            env=os.environ | {"ANSIBLE_CONFIG": str(ROOT / "ansible.cfg"), "ANSIBLE_FORCE_COLOR": "0"},
+            env=environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -61,9 +61,8 @@ def test_refused(case: dict[str, Any], check: bool, tmp_path: Path) -> None:
         after = files()
     finally:
         shell(case.get("undo", "true"))
-    blocks = re.findall(r"^fatal: \[[^]]+\]: FAILED! => *\n((?:    .*\n|\n)+)", done.stdout, re.MULTILINE)
-    assert blocks, done.stdout[-3000:] + done.stderr[-1000:]
-    message = " ".join(str(yaml.safe_load(blocks[-1])["msg"]).split())
+    message = last_words(done.stdout)
+    assert message, done.stdout[-3000:] + done.stderr[-1000:]
     for part in ("found", "expected", "type"):
         assert re.search(case[part], message), f"{part}: no {case[part]!r} in: {message}"
     assert not re.search(INTERNAL, message), message

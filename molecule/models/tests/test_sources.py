@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,8 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[3]
+from playbook_runs import ROOT, environment
+
 STORE = "/srv/comfyui/models"
 TOKEN = "hf_only_for_this_test"  # noqa: S105  opens nothing
 HUB = "/opt/dgx-comfyui/huggingface_hub"
@@ -101,16 +101,15 @@ def all_command_lines() -> Iterator[set[str]]:
         watcher.join()
 
 
-def play(tags: str, typed: dict[str, Any], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def play(tags: str, typed: dict[str, Any], folder: Path, **more: str) -> subprocess.CompletedProcess[str]:
     """The site's own playbook with these variables; what fails is kept in the folder as evidence."""
     path = folder / "typed.yml"
     path.write_text(yaml.safe_dump({**typed, "evidence_dir": str(folder / "evidence")}))
     return subprocess.run(
-        [Path(sys.executable).with_name("ansible-playbook"), "--inventory", INVENTORY, "-e", f"@{path}", "--tags", tags,
-         ROOT / "site.yml"],
+        ["ansible-playbook", "--inventory", INVENTORY, "-e", f"@{path}", "--tags", tags, ROOT / "site.yml"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180, check=False,
         # What the idempotent run cost is still to be read: tests with a host come before those without.
-        env={**os.environ, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0", "TASK_BUDGET_FILE": "", **environment},
+        env=environment(TASK_BUDGET_FILE="", **more),
     )  # fmt: skip
 
 
