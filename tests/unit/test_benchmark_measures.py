@@ -137,7 +137,9 @@ def test_candidates_are_those_of_version_and_machine() -> None:
         return [one["name"] for one in measures.chosen(CANDIDATES, version, machine)]
 
     assert names("0.28.1", "discrete")[0] == names("0.3.68", "unified")[0] == "defaults"
-    assert "no-dynamic-vram" not in names("0.3.68", "discrete")
+    assert "no-dynamic-vram" not in names("0.3.68", "unified")
+    assert "no-dynamic-vram" in names("0.28.1", "unified")
+    assert "dynamic-vram" in names("0.28.1", "discrete")
     assert "async-offload" in names("0.3.68", "discrete")
     assert "async-offload" not in names("0.28.1", "discrete")
     assert "bf16" in names("0.28.1", "unified")

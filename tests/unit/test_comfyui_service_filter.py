@@ -71,7 +71,9 @@ def test_pairs_that_fail_and_gpu_flags_without_one_are_refused() -> None:
         ("dgx-spark", "0.28.1", ["--disable-pinned-memory"]),
         ("dgx-spark", "0.3.68", []),
         ("dgx-spark", "0.33.0", ["--disable-pinned-memory"]),
-        ("dgx-h200", "0.28.1", []),
+        ("dgx-h200", "0.28.1", ["--disable-dynamic-vram"]),
+        ("gpu", "0.3.68", []),
+        ("dgx-station", "0.28.1", []),
         ("", "0.28.1", []),
     ],
 )

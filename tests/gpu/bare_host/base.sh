@@ -22,12 +22,14 @@ done
 
 # The names by which programs load the driver, which the real toolkit's hook would make when a container starts.
 links=$(mktemp -d)
-mkdir -p "$links/usr/lib/x86_64-linux-gnu" "$links"/{dev,proc,sys,run,tmp,root,home,srv}
+mkdir -p "$links/usr/lib/x86_64-linux-gnu" "$links"/{etc,dev,proc,sys,run,tmp,root,home,srv}
 chmod 1777 "$links/tmp"
 for name in libcuda.so.1 libnvidia-ml.so.1 libnvidia-ptxjitcompiler.so.1 libnvidia-gpucomp.so.1; do
   ln -s "${name%.1}.$driver" "$links/usr/lib/x86_64-linux-gnu/$name"
 done
 ln -s "libnvidia-nvvm.so.$driver" "$links/usr/lib/x86_64-linux-gnu/libnvidia-nvvm.so.4"
+# The machine's own names folders that the image has not. One there must be: Triton asks `ldconfig -p` before it compiles.
+ldconfig -r "$links"
 
 # Two layers: Docker takes no path twice in one, and both bring setuptools.
 keep() {
@@ -43,7 +45,7 @@ tar --create --numeric-owner --file - \
   bin lib lib64 sbin etc usr var/lib/dpkg | keep system
 tar --create --numeric-owner --file - --transform="s,^${site#/},usr/local/lib/$python/dist-packages," \
   "${packages[@]/#/${site#/}/}" \
-  --transform="s,^${links#/}/,," "${links#/}/usr/lib/x86_64-linux-gnu" "${links#/}"/{dev,proc,sys,run,tmp,root,home,srv} |
+  --transform="s,^${links#/}/,," "${links#/}/usr/lib/x86_64-linux-gnu" "${links#/}"/{etc,dev,proc,sys,run,tmp,root,home,srv} |
   keep torch
 rm -r "$links"
 /usr/bin/python3 - "$here" "$folder" >"$folder/base" <<'PYTHON'

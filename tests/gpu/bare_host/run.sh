@@ -35,7 +35,7 @@ boot() {
   enter python3 roles/comfyui_benchmark/files/synthetic_sdxl.py /srv/comfyui/models/checkpoints
   # The project's graphs, on the only checkpoint that this machine can have.
   enter cp -r workflows/. /srv/workflows/
-  sed -i 's/sd_xl_base_1\.0\.safetensors/synthetic-not-sdxl.safetensors/' "$root"/srv/workflows/*.json
+  sed -i 's/sd_xl_base_1\.0\.safetensors/synthetic-not-sdxl.safetensors/' "$root"/srv/workflows/{,ui/}*.json
   enter nvidia-smi -L
 }
 
@@ -53,6 +53,7 @@ dgx:
       comfyui_base_image: 127.0.0.1:5000/pytorch:this-machine@$(cat "$home/image/base")
       comfyui_source_repo: file:///srv/comfyui.git
       comfyui_source_commit: $(enter git -C /srv/comfyui.git rev-parse "v$version^{commit}")
+      comfyui_image_system_packages: [] # no package archive can be reached
       comfyui_package_index: https://packages.test:8443/simple
       comfyui_extra_ca_bundle: /srv/serve/ca.pem
       comfyui_toolkit_repository: https://stand-in.invalid/toolkit # its packages are installed already
