@@ -103,7 +103,8 @@ def tuning_table(result: Mapping[str, Any]) -> str:
         else:
             cells += ["", "", "", ""]
         won = "**winner**" if row["name"] == tuning["ranking"]["winner"] else "kept"
-        table.append([*cells, f"rejected: {row['rejected']}" if row["rejected"] else won])
+        reason = row["rejected"].strip().partition("\n")[0]  # ComfyUI's error; torch's go on for paragraphs
+        table.append([*cells, f"rejected: {reason}" if reason else won])
     return rows([[cell.replace("|", "\\|") for cell in row] for row in table])
 
 
