@@ -156,15 +156,28 @@ def parse_packages(dpkg_output: str, names: list[str]) -> dict[str, dict[str, An
     return found
 
 
-def parse_unit(show_output: str) -> dict[str, str]:
+def parse_unit(show_output: str, file_state: str) -> dict[str, str]:
     """Read `systemctl show`; a host without systemd gives an empty output and the state V(not-found)."""
     pairs = dict(line.split("=", 1) for line in show_output.splitlines() if "=" in line)
     return {
         "load": pairs.get("LoadState", "not-found"),
         "active": pairs.get("ActiveState", "inactive"),
-        "file_state": pairs.get("UnitFileState", ""),
+        "file_state": file_state,
         "path": pairs.get("FragmentPath", ""),
     }
+
+
+def read_units(names: list[str]) -> dict[str, dict[str, str]]:
+    """Units as systemd runs them, and as the files have them.
+
+    For a unit that runs, `systemctl show` gives the file state of systemd's last reload.
+    """
+    if not names:
+        return {}
+    listed = run_command(["systemctl", "list-unit-files", "--no-legend", "--plain", "--full", *names])["stdout"]
+    states = {words[0]: words[1] for line in listed.splitlines() if len(words := line.split()) > 1}
+    show = ["systemctl", "show", "--property", "LoadState,ActiveState,FragmentPath"]
+    return {name: parse_unit(run_command([*show, name])["stdout"], states.get(name, "")) for name in names}
 
 
 def probe(params: dict[str, Any]) -> dict[str, Any]:
@@ -176,13 +189,8 @@ def probe(params: dict[str, Any]) -> dict[str, Any]:
         fields = "${Package}\t${Version}\t${db:Status-Want}\t${db:Status-Status}\n"
         answer = run_command(["dpkg-query", "-W", f"-f={fields}", *params["packages"]])
         packages = parse_packages(answer["stdout"], params["packages"])
-    properties = "LoadState,ActiveState,UnitFileState,FragmentPath"
-    units = {
-        unit: parse_unit(run_command(["systemctl", "show", "--property", properties, unit])["stdout"])
-        for unit in params["units"]
-    }
     commands = {name: run_command([str(word) for word in argv]) for name, argv in params["commands"].items()}
-    return {"files": files, "packages": packages, "units": units, "commands": commands}
+    return {"files": files, "packages": packages, "units": read_units(params["units"]), "commands": commands}
 
 
 def main() -> None:

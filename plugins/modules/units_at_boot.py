@@ -109,7 +109,9 @@ def main() -> None:
     module.run_command_environ_update = {"LC_ALL": "C.UTF-8"}
     names = module.params["names"]
     ahead = module.params["reload_ahead"]
-    off = [name for name in names if shown(module, name, "UnitFileState") not in ("enabled", "static")]
+    # Of a unit that runs, `show` tells the state of systemd's last reload; this reads the files.
+    states = {name: module.run_command(["systemctl", "is-enabled", name])[1].strip() for name in names}
+    off = [name for name in names if states[name] not in ("enabled", "static")]
     stale = [name for name in names if shown(module, name, "NeedDaemonReload") == "yes"]
     # Debian enables a unit that has an old start script beside it by a program that reloads, whatever it is told.
     reloads = stale + [name for name in off if os.path.exists(f"/etc/init.d/{name.removesuffix('.service')}")]

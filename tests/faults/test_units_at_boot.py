@@ -28,6 +28,8 @@ state = json.loads((home / "state.json").read_text())
 name, arguments = pathlib.Path(sys.argv[0]).name, sys.argv[1:]
 if name == "systemctl" and arguments[0] == "show":
     print(state[arguments[1].removeprefix("--property=")])
+elif arguments[0] == "is-enabled":
+    print(state["file_state"])
 elif name == "systemctl":
     with (home / "calls").open("a") as log:
         print(*arguments, file=log)
@@ -49,7 +51,8 @@ class Host:
             (folder / name).write_text(PROGRAMS)
             (folder / name).chmod(0o755)
         self.state: dict[str, Any] = {
-            "UnitFileState": "disabled",
+            "file_state": "disabled",
+            "UnitFileState": "disabled",  # what systemd knew at its last reload
             "NeedDaemonReload": "no",
             "cgroup_driver": "systemd",
             "containers": [],
@@ -101,7 +104,7 @@ def test_a_unit_is_enabled_without_a_reload(host: Host) -> None:
 
 @pytest.mark.parametrize("state", ["enabled", "static"])
 def test_nothing_is_done_twice(host: Host, state: str) -> None:
-    host.state["UnitFileState"] = state
+    host.state["file_state"] = state
     assert not host.run(names=[UNIT])["changed"]
     assert host.calls() == []
 
@@ -114,7 +117,7 @@ def test_a_dry_run_only_tells(host: Host) -> None:
 
 
 def test_systemd_reads_a_changed_unit_where_that_takes_nothing(host: Host) -> None:
-    host.state |= {"UnitFileState": "enabled", "NeedDaemonReload": "yes"}
+    host.state |= {"file_state": "enabled", "NeedDaemonReload": "yes"}
     assert host.run(names=[UNIT])["reloaded"]
     assert host.calls() == ["daemon-reload"]
 
@@ -122,7 +125,7 @@ def test_systemd_reads_a_changed_unit_where_that_takes_nothing(host: Host) -> No
 @pytest.mark.parametrize("driver", ["systemd", "cgroupfs"])
 def test_it_does_not_under_a_strangers_gpu_and_names_him(host: Host, driver: str) -> None:
     host.with_stranger()
-    host.state |= {"UnitFileState": "enabled", "NeedDaemonReload": "yes", "cgroup_driver": driver}
+    host.state |= {"file_state": "enabled", "NeedDaemonReload": "yes", "cgroup_driver": driver}
     answer = host.run(names=[UNIT])
     if driver == "cgroupfs":  # where systemd has no rules of its own for it, nothing is lost
         assert host.calls() == ["daemon-reload"]

@@ -37,7 +37,13 @@ def result() -> dict[str, Any]:
     tried = [
         candidate("defaults", [], "", 1.5, 1.5),
         candidate("compiled", ["--gpu-only"], "inductor", 1.0, 1.01),
-        {"name": "sage", "flags": ["--use-sage-attention"], "compile": "", "rounds": [], "error": "no | module\n\nand more"},
+        {
+            "name": "sage",
+            "flags": ["--use-sage-attention"],
+            "compile": "",
+            "rounds": [],
+            "error": "no | module\n\nmore",
+        },
     ]
     tolerance = {"mean": 2.0, "share": 0.02}
     limits = {"latency_s": {"most": 10.0}, "utilisation": {"least": 50.0}, "memory_gb": {"most": 30.0}}

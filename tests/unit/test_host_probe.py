@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import host_probe
 
@@ -62,13 +65,18 @@ def test_packages_are_read_with_their_hold() -> None:
 
 
 def test_a_host_without_systemd_has_no_units() -> None:
-    assert host_probe.parse_unit("")["load"] == "not-found"
-    shown = (
-        "LoadState=loaded\nActiveState=active\nUnitFileState=enabled\nFragmentPath=/lib/systemd/system/docker.service\n"
-    )
-    assert host_probe.parse_unit(shown) == {
-        "load": "loaded",
-        "active": "active",
-        "file_state": "enabled",
-        "path": "/lib/systemd/system/docker.service",
-    }
+    assert host_probe.parse_unit("", "")["load"] == "not-found"
+
+
+def test_a_unit_that_runs_is_enabled_where_the_files_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    path = "/lib/systemd/system/docker.service"
+
+    def answer(argv: list[str]) -> dict[str, Any]:
+        listed = "docker.service enabled enabled\n"
+        shown = f"LoadState=loaded\nActiveState=active\nUnitFileState=disabled\nFragmentPath={path}\n"
+        return {"stdout": listed if argv[1] == "list-unit-files" else shown}
+
+    monkeypatch.setattr(host_probe, "run_command", answer)
+    docker = {"load": "loaded", "active": "active", "file_state": "enabled", "path": path}
+    units = host_probe.read_units(["docker.service", "other.service"])
+    assert units == {"docker.service": docker, "other.service": {**docker, "file_state": ""}}
