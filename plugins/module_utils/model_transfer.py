@@ -120,6 +120,7 @@ class Transfer:
         self.etag = ""
         # Whether bytes of an earlier run are in the file: a wrong digest may then be theirs, not the hub's.
         self.has_kept = False
+        self.takes_ranges = True
         self.kept_b = 0
         self.fetched_b = 0
         # The file of the host that was copied, if any.
@@ -220,10 +221,9 @@ class Transfer:
                 if self.have_b - counted_b >= PROGRESS_B:
                     failures, counted_b = 1, self.have_b
                 if isinstance(error, RangeRefusedError):
-                    if self.have_b == 0:
+                    if not self.have_b or not self.takes_ranges:
                         raise StoreError(f"{self.shown}: HTTP 416 for a whole file.") from None
-                    self.start_over()
-                    self.has_kept = False
+                    self.takes_ranges = False
                 if failures >= self.wanted.attempts:
                     kept = f"{self.have_b} of {self.wanted.size_b} bytes are kept in {self.wanted.part}, run again"
                     rest = f"{kept} to continue from there" if self.have_b else "nothing has come, run again"
@@ -235,7 +235,7 @@ class Transfer:
         """One question to the hub, one request, and everything from the first missing byte to the end of what comes."""
         place = hub.locate(self.wanted, self.report)
         headers = {"User-Agent": USER_AGENT, "Accept-Encoding": "identity"}
-        if self.have_b:
+        if self.have_b and self.takes_ranges:
             headers["Range"] = f"bytes={self.have_b}-"
             if self.etag:
                 headers["If-Range"] = self.etag
@@ -243,14 +243,22 @@ class Transfer:
         with contextlib.closing(answer):
             expected_b = self.check_answer(answer)
             # The response object would copy each piece twice; what it reads from reads into a block of ours.
-            self.receive(answer if answer.chunked else answer.fp, expected_b, self.shown)
+            body = answer if answer.chunked else answer.fp
+            if answer.status == 200:
+                self.pass_over(body)
+                expected_b -= self.have_b
+            self.receive(body, expected_b, self.shown)
 
     def check_size(self, text: str | int | None) -> None:
         if text is not None and re.fullmatch(r"\d+", str(text)) and int(text) != self.wanted.size_b:
             raise StoreError(hub.another_size(self.wanted, int(text)))
 
     def check_answer(self, answer: Any) -> int:
-        """Compare the answer with what was asked for; the number of bytes to come."""
+        """Compare the answer with what was asked for; the number of bytes to come.
+
+        What is kept is given up only for an answer that is as long as the file: a page of a filter or a login is not.
+        """
+        etag = rules.strong_etag(answer.headers.get("ETag"))
         if answer.status == 206:
             try:
                 first, last, total = rules.parse_content_range(answer.headers.get("Content-Range"))
@@ -261,19 +269,43 @@ class Transfer:
                 raise StoreError(f"{self.shown}: asked for bytes from {self.have_b}, got them from {first}.")
             expected_b = last - first + 1
         elif answer.status == 200:
-            if self.have_b:  # no ranges here, or the file behind the entity tag is another one
-                self.start_over()
-                self.has_kept = False
             self.check_size(answer.headers.get("Content-Length"))
             expected_b = self.wanted.size_b
+            if self.have_b and (answer.length is None or self.etag in ("", etag)):
+                return expected_b  # no ranges here, or no word of how long it is
+            if self.have_b:  # the file behind the entity tag is another one
+                self.start_over()
+                self.has_kept = False
         else:
             raise StoreError(f"{self.shown}: HTTP {answer.status} with a body.")
-        etag = rules.strong_etag(answer.headers.get("ETag"))
         if etag != self.etag or not os.path.exists(self.wanted.note):
             self.etag = etag
             note = {"url": self.shown, "sha256": self.wanted.sha256, "etag": etag}
             write_text(self.wanted.note, json.dumps(note) + "\n", mode=0o600)
         return expected_b
+
+    def read(self, body: Body, view: memoryview, due_b: int, shown: str) -> int:
+        """Read what has come, at least one byte and at most those that are due; raises TemporaryError at the end."""
+        try:
+            piece_b = body.readinto1(view[:due_b])
+        except TimeoutError:
+            limit_s = self.wanted.stall_timeout_s
+            raise TemporaryError(f"{shown}: nothing came for {limit_s:g} s", is_network=True) from None
+        except (OSError, http.client.HTTPException) as error:
+            raise TemporaryError(f"{shown}: the transfer broke off, {type(error).__name__} {error}") from error
+        if not piece_b:
+            raise TemporaryError(f"{shown}: the connection was closed {due_b} bytes early")
+        return piece_b
+
+    def pass_over(self, body: Body) -> None:
+        """Read past what is kept, in an answer that begins at the first byte."""
+        due_b = self.have_b
+        with memoryview(bytearray(BLOCK_B if due_b else 0)) as view:
+            while due_b:
+                piece_b = self.read(body, view, due_b, self.shown)
+                due_b -= piece_b
+                self.fetched_b += piece_b
+                self.report("passing over what is kept", done_b=self.have_b - due_b, total_b=self.have_b)
 
     def receive(self, body: Body, expected_b: int, shown: str) -> None:
         """Write and hash what comes. Whatever has arrived before an interruption is kept."""
@@ -285,17 +317,10 @@ class Transfer:
             with memoryview(block) as view:
                 while filled_b < BLOCK_B and due_b and not broken:
                     try:
-                        piece_b = body.readinto1(view[filled_b : filled_b + due_b])
-                    except TimeoutError:
-                        broken = TemporaryError(
-                            f"{shown}: nothing came for {self.wanted.stall_timeout_s:g} s", is_network=True
-                        )
+                        piece_b = self.read(body, view[filled_b:], due_b, shown)
+                    except TemporaryError as error:
+                        broken = error
                         continue
-                    except (OSError, http.client.HTTPException) as error:
-                        broken = TemporaryError(f"{shown}: the transfer broke off, {type(error).__name__} {error}")
-                        continue
-                    if not piece_b:
-                        broken = TemporaryError(f"{shown}: the connection was closed {due_b} bytes early")
                     # At once, not by the block: what came slowly is kept as well when this process is killed.
                     self.write(view[filled_b : filled_b + piece_b])
                     filled_b += piece_b

@@ -158,6 +158,46 @@ def test_a_later_run_fetches_only_what_is_missing(hub: Hub, dest: Path) -> None:
     assert names(dest) == ["", ".verified.json"]
 
 
+@pytest.mark.parametrize("size_b", [20, 500_000, SIZE_B + 4])
+@pytest.mark.parametrize("unsized", [False, True], ids=["said to be so long", "of no said length"])
+def test_what_is_kept_survives_a_page_in_the_place_of_the_rest(
+    hub: Hub, dest: Path, size_b: int, unsized: bool
+) -> None:
+    hub.fault("drop", after_b=400_000)
+    fail(hub, dest, attempts=1)
+    hub.ask("DELETE", "/control/faults")
+    note = Path(f"{dest}.part.json").read_bytes()
+    (hub.root / "page").write_bytes(b"<" * size_b)
+    hub.fault("other", path="page")
+    if unsized:
+        hub.fault("unsized")
+    message = fail(hub, dest, attempts=2)
+    if not unsized:
+        assert f"what answers there has {size_b} bytes, the catalogue says {SIZE_B}" in message
+    if not unsized or size_b < 400_000:
+        assert Path(f"{dest}.part").read_bytes() == CONTENT[:400_000]
+        assert Path(f"{dest}.part.json").read_bytes() == note
+    hub.ask("DELETE", "/control/faults")
+    answer = succeed(hub, dest)
+    if not unsized or size_b < 400_000:
+        assert (answer["bytes_kept"], answer["bytes_fetched"]) == (400_000, 300_000)
+    assert dest.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("kind", ["ignore_range", "refuse_range", "unsized"])
+def test_what_is_kept_survives_a_server_without_ranges_that_breaks_off_earlier(hub: Hub, dest: Path, kind: str) -> None:
+    Path(f"{dest}.part").write_bytes(CONTENT[:400_000])
+    hub.fault("ignore_range" if kind == "unsized" else kind)
+    if kind == "unsized":
+        hub.fault(kind)
+    hub.fault("drop", after_b=100_000)
+    assert "400000 of 700000 bytes are kept" in fail(hub, dest, attempts=3)
+    assert Path(f"{dest}.part").read_bytes() == CONTENT[:400_000]
+    hub.ask("DELETE", "/control/faults")
+    assert succeed(hub, dest)["bytes_fetched"] == 300_000
+    assert dest.read_bytes() == CONTENT
+
+
 def test_a_killed_run_is_continued(hub: Hub, dest: Path) -> None:
     hub.fault("stall", after_b=300_000, seconds=20, times=1)
     code = (

@@ -41,7 +41,7 @@ SAMPLE_HEADER_B = 1016
 # Answered without the detour over the content network, as files outside large-file storage are.
 PLAIN_SUFFIXES = (".json", ".md", ".txt", ".gitattributes")
 BLOCK_B = 64 << 10
-KINDS = ("drop", "corrupt", "stall", "status", "ignore_range", "refuse_range", "other", "trickle", "short")
+KINDS = ("drop", "corrupt", "stall", "status", "ignore_range", "refuse_range", "other", "trickle", "short", "unsized")
 
 
 @dataclasses.dataclass
@@ -53,6 +53,7 @@ class Fault:
     short: the file is said to end after `after_b` bytes, and does.
     status: `status` is answered, with `retry_after` and `error_code` as headers. ignore_range: the whole file, always.
     refuse_range: 416 to every range. other: the file at `path` below the root instead, as if it were the one asked for.
+    unsized: no word of how long the body is; it ends with the connection.
     Only a status may also answer HEAD, unless `method` says GET; everything else is about bytes.
     """
 
@@ -343,7 +344,10 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if span else 200)
         for name, value in headers.items():
             self.send_header(name, value)
-        self.send_header("Content-Length", str(last - first + 1))
+        if "unsized" in faults:
+            self.send_header("Connection", "close")
+        else:
+            self.send_header("Content-Length", str(last - first + 1))
         self.end_headers()
         if self.command == "HEAD":
             return None
