@@ -19,8 +19,8 @@ from ansible.module_utils.model_wanted import Report, StoreError, TemporaryError
 
 SYSTEM_BUNDLE = "/etc/ssl/certs/ca-certificates.crt"
 INSTALL_LIMIT_S = 1800
-# Either of them says that a folder is an environment of ours, whole or half made.
-MADE_BY_US = frozenset({"made", "pyvenv.cfg"})
+# In an environment of ours and in no other: empty from before it is made, with Python and lock once it is whole.
+MADE = "made"
 # Beyond the limits that the hub's client keeps itself: time to load it on a busy host.
 ANSWER_MARGIN_S = 60
 
@@ -147,13 +147,13 @@ def provide(wanted: Wanted, report: Report) -> str:
     content = f"# Python {sys.version_info[0]}.{sys.version_info[1]}\n{wanted.hub_requirements}"
     report("waiting for the hub's client")
     with locked(f"{wanted.hub_dir}.lock"):
-        if (is_text(os.path.join(wanted.hub_dir, "made"), content)) and os.path.exists(python):
+        if is_text(os.path.join(wanted.hub_dir, MADE), content) and os.path.exists(python):
             write_program(wanted)
             return python
         report("installing huggingface_hub")
         install(wanted, python)
         write_program(wanted)
-        with open(os.path.join(wanted.hub_dir, "made"), "w", encoding="utf-8") as file:
+        with open(os.path.join(wanted.hub_dir, MADE), "w", encoding="utf-8") as file:
             file.write(content)
     return python
 
@@ -188,12 +188,16 @@ def locked(path: str) -> Iterator[None]:
 def install(wanted: Wanted, python: str) -> None:
     """Make the environment with exactly what the lock names, by hash, in place of one that was made before."""
     found = os.listdir(wanted.hub_dir) if os.path.isdir(wanted.hub_dir) else []
-    if found and not MADE_BY_US.intersection(found):
+    if found and MADE not in found:
         raise StoreError(
             f"{wanted.hub_dir} holds {', '.join(sorted(found)[:3])}, expected a folder for huggingface_hub alone. "
-            "Nothing in it was touched. Set model_store_hub_dir to a folder of its own, or leave it out."
+            "Nothing in it was touched. Set model_store_hub_dir to a folder of its own, or leave it out; or remove "
+            "that folder if nobody needs it."
         )
     shutil.rmtree(wanted.hub_dir, ignore_errors=True)  # what stays is overwritten by the next command or its failure
+    os.makedirs(wanted.hub_dir, mode=0o755, exist_ok=True)
+    with open(os.path.join(wanted.hub_dir, MADE), "w", encoding="utf-8"):
+        pass
     made = run([sys.executable, "-m", "venv", wanted.hub_dir])
     if made.returncode != 0:
         raise StoreError(

@@ -12,7 +12,7 @@ import pytest
 from ansible.module_utils import model_hub
 from ansible.module_utils.model_wanted import TemporaryError, Wanted
 
-from faults.model_store import CONTENT, Hub, fail, succeed
+from faults.model_store import CONTENT, REPOSITORY, Hub, fail, succeed
 
 # What the program asks of the library, as a package of our own: no index is needed.
 STAND_IN = """
@@ -66,7 +66,7 @@ def test_it_is_made_by_hash_by_the_first_question_and_only_then(
     message = fail(hub, dest, **{**asked, "hub_requirements": wrong})
     assert "THESE PACKAGES DO NOT MATCH THE HASHES" in message
     assert "set comfyui_model_endpoint to a folder" in message
-    assert not (folder / "made").exists()
+    assert (folder / "made").read_text() == ""
     # Where the stand-in of the library says that it lies, there is nothing.
     assert "HTTP 404" in fail(hub, dest, **asked)
     made = (folder / "made").stat()
@@ -97,7 +97,7 @@ def test_another_python_or_lock_makes_it_anew(
     assert commands[0] == [sys.executable, "-m", "venv", str(folder)]
     assert commands[1][:4] == [f"{folder}/bin/python", "-m", "pip", "install"]
     assert "--require-hashes" in commands[1]
-    assert not folder.exists()
+    assert (folder / "made").read_text() == ""
 
 
 def test_index_proxy_and_certificates_of_the_site_are_used(
@@ -157,11 +157,18 @@ def test_a_hub_that_is_silent_is_named_without_its_password(monkeypatch: pytest.
         model_hub.ask(wanted, "python")
 
 
-def test_a_folder_with_something_else_is_never_emptied(hub: Hub, dest: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["good.safetensors", "pyvenv.cfg"])
+def test_a_folder_with_something_else_is_never_emptied(hub: Hub, dest: Path, tmp_path: Path, name: str) -> None:
     folder = tmp_path / "models"
     folder.mkdir()
-    (folder / "good.safetensors").write_bytes(CONTENT)
+    (folder / name).write_bytes(CONTENT)
     message = fail(hub, dest, hub_dir=str(folder), attempts=1)
-    assert f"{folder} holds good.safetensors, expected a folder for huggingface_hub alone" in message
+    assert f"{folder} holds {name}, expected a folder for huggingface_hub alone" in message
     assert "Set model_store_hub_dir" in message
-    assert (folder / "good.safetensors").read_bytes() == CONTENT
+    assert (folder / name).read_bytes() == CONTENT
+
+
+def test_what_is_undone_is_what_was_made_here() -> None:
+    tasks = (REPOSITORY / "roles/model_store/tasks/absent.yml").read_text()
+    assert f'files: ["{{{{ model_store_hub_dir }}}}/{model_hub.MADE}"]' in tasks
+    assert f"when: __model_store_there.files[model_store_hub_dir ~ '/{model_hub.MADE}'].kind == 'file'" in tasks
