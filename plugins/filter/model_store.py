@@ -27,13 +27,14 @@ def model_store_entries(catalogue: object, models: object) -> dict[str, Any]:
 def model_store_paths(
     entries: Mapping[str, Any], directory: str, folders: list[str], endpoint: str, given: Mapping[str, str]
 ) -> dict[str, list[str]]:
-    """What host_probe is to look at: `files`, and `contents` (the records)."""
+    """What host_probe is to look at: `files`, `contents` (the records), and the command `space`."""
     sources = [path for name, entry in entries.items() for path in rules.local_sources(name, entry, endpoint, given)]
     dests = [rules.entry_dest(directory, entry) for entry in entries.values()]
     layout = rules.layout(directory, [*folders, *(entry["folder"] for entry in entries.values())])
     return {
         "files": [*layout, *dests, *(f"{dest}.part" for dest in dests), *sources],
         "contents": [f"{dest}.verified.json" for dest in dests],
+        "space": rules.space_command(directory, dests),
     }
 
 
@@ -62,6 +63,5 @@ class FilterModule:
             "model_store_entries": model_store_entries,
             "model_store_files": model_store_files,
             "model_store_paths": model_store_paths,
-            "model_store_ancestors": rules.ancestors,
             "model_store_plan": model_store_plan,
         }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fcntl
+import json
 import os
 import stat
 import time
@@ -176,6 +177,16 @@ def write_record(wanted: Wanted, status: os.stat_result, source: str) -> None:
     write_text(wanted.record, text, mode=0o644)
 
 
+def correct_licence(wanted: Wanted) -> bool:
+    """Let the record say the catalogue's licence, and leave the rest of the proof as it is; whether it said another."""
+    record = read_text(wanted.record)
+    if rules.has_licence(record, wanted.entry):
+        return False
+    noted = {**rules.read_record(record), "licence": wanted.licence}
+    write_text(wanted.record, json.dumps(noted, indent=2) + "\n", mode=0o644)
+    return True
+
+
 def believe(wanted: Wanted, found: Found, report: Report) -> None:
     """Raise StoreError where the hub says that it is the catalogue that is wrong, or where it cannot be asked.
 
@@ -289,7 +300,8 @@ def predict(wanted: Wanted, attributes: Attributes, *, audit: bool) -> Outcome:
         return Outcome(changed=True, outcome=outcome, found=state)
     found = examine(wanted, audit=audit)
     if found.state == "recorded":
-        return Outcome(changed=False, outcome="verified", found=found.state)
+        is_licensed = rules.has_licence(read_text(wanted.record), wanted.entry)
+        return Outcome(changed=not is_licensed, outcome="verified", found=found.state)
     if found.state == "unproved":
         return Outcome(changed=True, outcome="adopted", found=found.state)
     target = f"{wanted.dest}.rejected-{found.digest[:12]}" if found.state == "wrong" else ""
@@ -314,7 +326,7 @@ def ensure(
     wanted = from_record(wanted)
     if check_mode:
         return predict(wanted, attributes, audit=audit)
-    if not audit and is_recorded(wanted):
+    if not audit and is_recorded(wanted) and rules.has_licence(read_text(wanted.record), wanted.entry):
         return Outcome(changed=False, outcome="verified", found="recorded")
     report("waiting for another run that fetches this file")
     with locked_part(wanted) as part:
@@ -322,7 +334,7 @@ def ensure(
         wanted = from_hub(from_record(wanted), report)
         found = examine(wanted, audit=audit, report=report)
         if found.state == "recorded":
-            return Outcome(changed=False, outcome="verified", found=found.state)
+            return Outcome(changed=correct_licence(wanted), outcome="verified", found=found.state)
         if found.state == "unproved" and found.status:
             write_record(wanted, found.status, wanted.dest)
             return Outcome(changed=True, outcome="adopted", found=found.state)

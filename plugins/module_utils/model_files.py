@@ -400,8 +400,7 @@ def plan_store(
     """Compare what is wanted with a host_probe's answer; what is missing, what to do, what cannot be.
 
     `given` are the paths of files that lie elsewhere on the host. `probe` holds `files` with each folder, file, its
-    .part, its record and its sources on the host, and the command `space`: the free bytes of the first of
-    `ancestors(directory)` that exists, on the second line.
+    .part, its record and its sources on the host, and the command `space` of `space_command`.
     """
     files: Mapping[str, Mapping[str, Any]] = probe["files"]
     attributes = {"uid": owner_id, "gid": group_id}
@@ -412,23 +411,14 @@ def plan_store(
     # The folder of the store itself may be one: it is resolved before the service gets it.
     below = [path for path in made if path != directory] + [entry_dest(directory, entry) for entry in entries.values()]
     problems = [link_problem(path, link) for path in below if (link := files[path]["link"]) is not None]
-    needed_b = 0
+    needed_b: dict[str, int] = {}
     asks_hub = False
     for name, entry in entries.items():
         dest = entry_dest(directory, entry)
         found = files[dest]
         record = files[f"{dest}.verified.json"].get("content")
-        if found["kind"] == "absent":
-            reason = "fetch"
-        elif found["size_b"] != entry.get("size_b", found["size_b"]):
-            reason = "wrong size"
-        elif not record_proves(record, found, entry):
-            reason = "not proved"
-        elif audit:
-            reason = "audit"
-        elif not agrees(found, {"mode": "0644", **attributes}):
-            reason = "permissions"
-        else:
+        reason = reason_to_look(entry, found, record, {"mode": "0644", **attributes}, audit=audit)
+        if not reason:
             continue
         sources = local_sources(name, entry, endpoint, given)
         if reason in ("fetch", "wrong size"):
@@ -436,27 +426,79 @@ def plan_store(
                 problems.append(problem)
             # What lies on the same disk may be linked; the module knows, and refuses what does not fit.
             if name not in given:
-                needed_b += max(entry.get("size_b", 0) - (files[f"{dest}.part"]["size_b"] or 0), 0)
+                to_come_b = max(entry.get("size_b", 0) - (files[f"{dest}.part"]["size_b"] or 0), 0)
+                needed_b[os.path.dirname(dest)] = needed_b.get(os.path.dirname(dest), 0) + to_come_b
         # With a digest to hold it to, a file that is there is most likely adopted, which must not need a package index.
         if not sources and (reason in ("fetch", "wrong size") or not proof(record, entry)[1]):
             asks_hub = True
-        if read_record(record).get("licence") != entry["licence"]:
+        if not has_licence(record, entry):
             licences.append(f"{name}: {entry['licence']} (https://huggingface.co/{entry['repo']})")
         size = gib(entry["size_b"]) if "size_b" in entry else "a size that the hub knows"
         pending.append({**entry, "name": name, "dest": dest, "sources": sources, "reason": reason, "size": size})
-    lines = probe["commands"]["space"]["stdout"].split()
-    free_b = int(lines[1]) if len(lines) > 1 and lines[1].isdigit() else None
-    missing_b = max(needed_b + SPACE_MARGIN_B - free_b, 0) if needed_b and free_b is not None else 0
     return {
         "folders": stale,
         "pending": pending,
         "licences": licences,
         "problems": problems,
         "asks_hub": asks_hub,
-        "needed": gib(needed_b),
-        "free": "unknown" if free_b is None else gib(free_b),
-        "missing": gib(missing_b) if missing_b else "",
+        "missing": missing_space(needed_b, probe["commands"]["space"]["stdout"]),
     }
+
+
+def reason_to_look(
+    entry: Mapping[str, Any],
+    found: Mapping[str, Any],
+    record: str | None,
+    attributes: Mapping[str, Any],
+    *,
+    audit: bool,
+) -> str:
+    """Why the module must look at a file; empty where file and record are as they should be."""
+    if found["kind"] == "absent":
+        return "fetch"
+    if found["size_b"] != entry.get("size_b", found["size_b"]):
+        return "wrong size"
+    if not record_proves(record, found, entry):
+        return "not proved"
+    if audit:
+        return "audit"
+    if not agrees(found, attributes):
+        return "permissions"
+    return "" if has_licence(record, entry) else "licence"
+
+
+def has_licence(record: str | None, entry: Mapping[str, Any]) -> bool:
+    """Whether a record says the licence of an entry."""
+    return bool(read_record(record).get("licence") == entry["licence"])
+
+
+def space_command(directory: str, dests: Iterable[str]) -> list[str]:
+    """What tells the free bytes and the filesystem of each folder that a file goes to, or of those above it."""
+    folders = [directory, *map(os.path.dirname, dests)]
+    paths = dict.fromkeys(path for folder in folders for path in ancestors(folder))
+    return ["df", "--block-size=1", "--output=avail,target,file", *paths]
+
+
+def missing_space(needed_b: Mapping[str, int], output: str) -> list[str]:
+    """Say of each filesystem that cannot hold what is to come into the folders on it; `output` is of space_command."""
+    places: dict[str, tuple[str, int]] = {}
+    for line in output.splitlines():
+        # Of the three, only the place of the filesystem may have blanks in it.
+        free, *mount, path = line.split() if len(line.split()) > 2 else ("", "", "")
+        if free.isdigit():
+            places[path] = (" ".join(mount), int(free))
+    sums_b: dict[tuple[str, int], int] = {}
+    for folder, size_b in needed_b.items():
+        # A folder that is not there yet will be on the filesystem of the first above it that is.
+        place = next((places[path] for path in ancestors(folder) if path in places), None)
+        if place and size_b:
+            sums_b[place] = sums_b.get(place, 0) + size_b
+    return [
+        f"{gib(size_b + SPACE_MARGIN_B - free_b)} of space are missing on the filesystem of {mount}: {gib(size_b)} are "
+        f"still to come, {gib(free_b)} are free"
+        for (mount, free_b), size_b in sums_b.items()
+        if size_b + SPACE_MARGIN_B > free_b
+    ]
 
 
 def link_problem(path: str, target: str) -> str:

@@ -78,6 +78,22 @@ def test_a_second_run_does_not_read_the_file(hub: Hub, dest: Path, monkeypatch: 
     assert succeed(hub, dest)["changed"] is False
 
 
+@pytest.mark.parametrize("audit", [False, True])
+def test_a_corrected_licence_is_recorded_and_nothing_else(hub: Hub, dest: Path, audit: bool) -> None:
+    record = Path(succeed(hub, dest, licence="MIT")["record"])
+    hub.ask("DELETE", "/control/log")
+    before = json.loads(record.read_text())
+    asked = {"licence": "Open RAIL++-M", "audit": audit}
+    predicted = succeed(hub, dest, **asked, _ansible_check_mode=True)
+    assert json.loads(record.read_text()) == before
+    answer = succeed(hub, dest, **asked)
+    for found in (predicted, answer):
+        assert (found["changed"], found["outcome"], found["found"]) == (True, "verified", "recorded")
+    assert json.loads(record.read_text()) == {**before, "licence": "Open RAIL++-M"}
+    assert hub.log() == []
+    assert succeed(hub, dest, **asked)["changed"] is False
+
+
 def test_wrong_permissions_alone_are_mended(hub: Hub, dest: Path) -> None:
     succeed(hub, dest, mode="0644")
     dest.chmod(0o666)

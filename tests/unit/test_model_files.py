@@ -384,7 +384,7 @@ def plan(
         f"{DEST}.verified.json": {**FOUND, "content": record()},
         **changes,
     }
-    output = "" if free_b is None else f"       Avail\n{free_b}\n999\n"
+    output = "" if free_b is None else f"    Avail Mounted on File\n{free_b} /srv     /srv/models\n9 / /\n"
     return rules.plan_store(
         entries={"sdxl": entry},
         directory="/srv/models",
@@ -400,7 +400,7 @@ def plan(
 
 def test_nothing_is_to_do_where_the_record_speaks() -> None:
     idle = {"folders": [], "pending": [], "licences": [], "problems": [], "asks_hub": False}
-    idle |= {"needed": "0 bytes", "free": "931.32 GiB", "missing": ""}
+    idle |= {"missing": []}
     assert plan({}) == plan({}, entry=UNPROVED) == idle
     # Nobody needs the stick any more.
     assert plan({}, endpoint="/usb") == plan({}, given={"sdxl": "/gone"}) == idle
@@ -411,18 +411,25 @@ def test_nothing_is_to_do_where_the_record_speaks() -> None:
     [
         ({DEST: ABSENT}, False, "fetch", "1000 bytes"),
         ({DEST: ABSENT, f"{DEST}.part": {**FOUND, "size_b": 400}}, False, "fetch", "600 bytes"),
+        ({DEST: ABSENT, f"{DEST}.part": FOUND}, False, "fetch", ""),
         ({DEST: {**FOUND, "size_b": 999}}, False, "wrong size", "1000 bytes"),
-        ({DEST: {**FOUND, "inode": 8}}, False, "not proved", "0 bytes"),
-        ({f"{DEST}.verified.json": {**ABSENT, "content": None}}, False, "not proved", "0 bytes"),
-        ({DEST: {**FOUND, "uid": 990}}, False, "permissions", "0 bytes"),
-        ({DEST: {**FOUND, "mode": "0666"}}, False, "permissions", "0 bytes"),
-        ({}, True, "audit", "0 bytes"),
+        ({DEST: {**FOUND, "inode": 8}}, False, "not proved", ""),
+        ({f"{DEST}.verified.json": {**ABSENT, "content": None}}, False, "not proved", ""),
+        ({DEST: {**FOUND, "uid": 990}}, False, "permissions", ""),
+        ({DEST: {**FOUND, "mode": "0666"}}, False, "permissions", ""),
+        (
+            {f"{DEST}.verified.json": {**FOUND, "content": record(entry={**ENTRY, "licence": "MIT"})}},
+            False,
+            "licence",
+            "",
+        ),
+        ({}, True, "audit", ""),
     ],
 )
 def test_why_a_file_is_looked_at(changes: dict[str, Any], audit: bool, reason: str, needed: str) -> None:
-    found = plan(changes, audit=audit)
+    found = plan(changes, audit=audit, free_b=0)
     assert [(item["dest"], item["reason"]) for item in found["pending"]] == [(DEST, reason)]
-    assert found["needed"] == needed
+    assert [f" {needed} are still to come" in text for text in found["missing"]] == [True] * bool(needed)
     assert found["asks_hub"] == (reason in ("fetch", "wrong size"))
 
 
@@ -456,10 +463,10 @@ def test_a_file_comes_from_the_host_where_it_is_said_to_lie() -> None:
     assert (found["asks_hub"], found["problems"]) == (False, [])
     assert found["pending"][0]["sources"] == [*STICK, cache]
     found = plan({DEST: ABSENT, "/data/x": FOUND}, given={"sdxl": "/data/x"}, endpoint="/usb")
-    assert (found["asks_hub"], found["problems"], found["missing"]) == (False, [], "")
+    assert (found["asks_hub"], found["problems"], found["missing"]) == (False, [], [])
     assert found["pending"][0]["sources"] == ["/data/x"]
     # It may be linked, and then takes no space.
-    assert plan({DEST: ABSENT, "/data/x": FOUND}, given={"sdxl": "/data/x"}, free_b=0)["missing"] == ""
+    assert plan({DEST: ABSENT, "/data/x": FOUND}, given={"sdxl": "/data/x"}, free_b=0)["missing"] == []
     (problem,) = plan({DEST: ABSENT, "/data/x": ABSENT}, given={"sdxl": "/data/x"})["problems"]
     assert "there is no /data/x; expected a file of 1000 bytes. Correct comfyui_model_files" in problem
     wrong = {path: {**ABSENT, "kind": "file", "size_b": 7} for path in [*STICK, cache]}
@@ -483,10 +490,22 @@ def test_folders_that_are_missing_or_foreign() -> None:
 
 def test_missing_space_is_told_only_where_something_is_to_come() -> None:
     margin_b = rules.SPACE_MARGIN_B
-    assert plan({DEST: ABSENT}, free_b=1000 + margin_b)["missing"] == ""
-    assert plan({DEST: ABSENT}, free_b=999 + margin_b)["missing"] == "1 bytes"
-    assert plan({}, free_b=0)["missing"] == ""
-    assert plan({DEST: ABSENT}, free_b=None)["free"] == "unknown"
+    assert plan({DEST: ABSENT}, free_b=1000 + margin_b)["missing"] == []
+    (missing,) = plan({DEST: ABSENT}, free_b=999 + margin_b)["missing"]
+    assert missing.startswith("1 bytes of space are missing on the filesystem of /srv: 1000 bytes are still to come, ")
+    assert plan({}, free_b=0)["missing"] == []
+    assert plan({DEST: ABSENT}, free_b=None)["missing"] == []
+
+
+def test_space_is_counted_by_filesystem() -> None:
+    output = "Avail Mounted on File\n9 / /m\n99 / /\n{} /mnt/my disk /m/loras\n"
+    needed_b = {"/m/loras": 600, "/m/loras/pixel": 400}
+    enough_b = rules.SPACE_MARGIN_B + 1000
+    assert rules.missing_space(needed_b, output.format(enough_b)) == []
+    (missing,) = rules.missing_space(needed_b, output.format(enough_b - 1))
+    assert missing.startswith("1 bytes of space are missing on the filesystem of /mnt/my disk: 1000 bytes are")
+    assert len(rules.missing_space({**needed_b, "/m/vae": 1}, output.format(0))) == 2
+    assert rules.missing_space(needed_b, "df: /m: No such file or directory") == []
 
 
 @pytest.mark.parametrize(

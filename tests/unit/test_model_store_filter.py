@@ -37,6 +37,7 @@ def test_what_the_probe_looks_at() -> None:
     assert model_store.model_store_paths({"x": ENTRY}, "/m", ["vae"], "https://hub", {"x": "/data/x"}) == {
         "files": ["/m", "/m/loras", "/m/loras/pixel", "/m/vae", dest, f"{dest}.part", "/data/x"],
         "contents": [f"{dest}.verified.json"],
+        "space": ["df", "--block-size=1", "--output=avail,target,file", "/m", "/", "/m/loras/pixel", "/m/loras"],
     }
 
 
@@ -45,7 +46,7 @@ def test_the_plan_reads_what_the_probe_was_asked_for() -> None:
     absent = {"kind": "absent", "link": None, "size_b": None, "content": None}
     probe = {
         "files": dict.fromkeys(paths["files"] + paths["contents"], absent),
-        "commands": {"space": {"stdout": "Avail\n1\n"}},
+        "commands": {"space": {"stdout": "Avail Mounted on File\n1 / /\n"}},
     }
     entry = {**ENTRY, "size_b": 1, "sha256": "0" * 64, "licence": "MIT"}
     plan = model_store.model_store_plan(
@@ -62,7 +63,7 @@ def test_the_plan_reads_what_the_probe_was_asked_for() -> None:
     assert plan["folders"] == ["/m", "/m/loras", "/m/loras/pixel"]
     assert [(item["name"], item["reason"], item["size"]) for item in plan["pending"]] == [("x", "fetch", "1 bytes")]
     assert "there is no /usb/loras/pixel/x.safetensors and no /usb/x.safetensors and no" in plan["problems"][0]
-    assert plan["missing"] != ""
+    assert plan["missing"] != []
 
 
 def test_every_filter_is_named_after_the_role() -> None:
