@@ -191,19 +191,19 @@ def believe(wanted: Wanted, found: Found, report: Report) -> None:
     """Raise StoreError where the hub says that it is the catalogue that is wrong, or where it cannot be asked.
 
     A hub that is out of order says nothing: then the catalogue decides, as it does over a file that was proved by it
-    before.
+    before, and where there is nothing to ask with: only the next run, which finds no file, brings that.
     """
     noted = rules.read_record(read_text(wanted.record))
     if wanted.sources or noted.get("sha256") == wanted.sha256:
         return
     try:
         hub.locate(wanted, report)
+    except (TemporaryError, hub.NoVenvError):
+        return
     except StoreError as error:
         raise StoreError(
             f"{error} {wanted.dest} has the SHA-256 {found.digest}, not the catalogue's, and was left as it is."
         ) from error
-    except TemporaryError:
-        return
 
 
 def quarantine(wanted: Wanted, digest: str) -> str:

@@ -25,6 +25,10 @@ MADE = "made"
 ANSWER_MARGIN_S = 60
 
 
+class NoVenvError(StoreError):
+    """The host's Python makes no virtual environment: the package for it is missing, which the next run brings."""
+
+
 @dataclass(frozen=True)
 class Place:
     """Where the hub has a file, and what it says of it; empty where it says nothing."""
@@ -200,7 +204,7 @@ def install(wanted: Wanted, python: str) -> None:
         pass
     made = run([sys.executable, "-m", "venv", wanted.hub_dir])
     if made.returncode != 0:
-        raise StoreError(
+        raise NoVenvError(
             f"A virtual environment for huggingface_hub could not be made in {wanted.hub_dir}: "
             f"{last_line(made.stdout + made.stderr)}. Type on the host: apt-get install python3-venv"
         )

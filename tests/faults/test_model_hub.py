@@ -136,6 +136,24 @@ def test_a_python_without_venv_says_what_to_install(
     assert "No module named ensurepip. Type on the host: apt-get install python3-venv" in message
 
 
+def test_a_wrong_file_is_moved_away_though_there_is_nothing_to_ask_with(
+    hub: Hub, dest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The role installs what is missing where a file is absent, not where one may be right.
+    bare = tmp_path / "python"
+    bare.write_text("#!/bin/sh\necho 'No module named ensurepip'\nexit 1\n")
+    bare.chmod(0o755)
+    wrong = bytes(len(CONTENT))
+    dest.write_bytes(wrong)
+    monkeypatch.setattr(sys, "executable", str(bare))
+    message = fail(hub, dest, hub_dir=str(tmp_path / "hub"), attempts=1)
+    rejected = f"{dest}.rejected-{hashlib.sha256(wrong).hexdigest()[:12]}"
+    assert "apt-get install python3-venv" in message
+    assert f"The wrong file that was there is now {rejected}" in message
+    assert Path(rejected).read_bytes() == wrong
+    assert not dest.exists()
+
+
 def test_a_broken_environment_says_how_to_mend_it(hub: Hub, dest: Path, tmp_path: Path) -> None:
     made = (hub.client / "made").read_text()
     (tmp_path / "hub" / "bin").mkdir(parents=True)
