@@ -13,9 +13,10 @@ READ_LIMIT_B = 1 << 30
 
 # One round trip for everything: each question through Ansible costs about a second.
 READER = """
-import glob, hashlib, json, os, stat, sys
+import hashlib, json, os, stat, sys
 limit_b, folder, dests = int(sys.argv[1]), sys.argv[2], sys.argv[3:]
-found = {"files": {}, "folders": {}, "leftovers": glob.glob(glob.escape(folder) + "/**/*.part*", recursive=True)}
+parts = [dest + end for dest in dests for end in (".part", ".part.json")]
+found = {"files": {}, "folders": {}, "leftovers": list(filter(os.path.lexists, parts))}
 for dest in dests:
     entry = found["files"][dest] = {"there": os.path.isfile(dest)}
     if not entry["there"]:
