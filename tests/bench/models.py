@@ -27,6 +27,8 @@ ROOT = Path(__file__).parents[2]
 SIZE_B = int(os.environ.get("BENCH_MODEL_B", str(2 << 30)))
 ROUNDS = int(os.environ.get("BENCH_ROUNDS", "3"))
 BUDGET_RATIO = 1.15
+# Of what `hf download` and `sha256sum` take one after the other: clearly less.
+BUDGET_HF_RATIO = 0.9
 BUDGET_AGAIN = 0.11
 BUDGET_MEMORY_MB = 200
 # As Ansible runs it on a host, but for the connection.
@@ -173,7 +175,7 @@ def main() -> int:
     print(f"  memory: {bench.memory_mb:.0f} MB")
     kept = [
         medians_s["the module"] <= BUDGET_RATIO * floor_s,
-        medians_s["the module"] < medians_s["hf + sha256sum"],
+        medians_s["the module"] <= BUDGET_HF_RATIO * medians_s["hf + sha256sum"],
         again <= BUDGET_AGAIN,
         bench.memory_mb <= BUDGET_MEMORY_MB,
     ]
