@@ -404,8 +404,11 @@ def plan_store(
     """
     files: Mapping[str, Mapping[str, Any]] = probe["files"]
     attributes = {"uid": owner_id, "gid": group_id}
+    used = layout(directory, [entry["folder"] for entry in entries.values()])
     made = layout(directory, [*folders, *(entry["folder"] for entry in entries.values())])
-    stale = [path for path in made if not agrees(files[path], {"kind": "dir", "mode": "0755", **attributes})]
+    # A folder that no wanted model lies in may be somebody's: it is made where it is missing, and left as it is.
+    folder = {"kind": "dir", "mode": "0755", **attributes}
+    stale = [path for path in made if not agrees(files[path], folder if path in used else {"kind": "dir"})]
     pending: list[dict[str, Any]] = []
     licences: list[str] = []
     # The folder of the store itself may be one: it is resolved before the service gets it.

@@ -13,7 +13,8 @@ description:
     first such question makes from O(hub_requirements). A file that is there and right, or is in O(sources), needs
     neither that nor any request.
   - Beside the file lies C(<dest>.verified.json), the record of the proof. As long as size, modification time and inode
-    are those of the record, the file is not read again; when one of them moved, it is.
+    are those of the record, the file is not read again; when one of them moved, it is. Another O(licence) is
+    written into it without reading the file, which counts as a change.
   - A symbolic link at O(dest) is refused and left.
   - A right file without a valid record is adopted, that is hashed and recorded, which counts as a change. A wrong file
     is renamed to C(<dest>.rejected-<first 12 digits of its digest>), reported, and fetched again, unless the hub says

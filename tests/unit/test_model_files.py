@@ -483,7 +483,10 @@ def test_a_licence_is_shown_until_it_is_recorded() -> None:
 
 
 def test_folders_that_are_missing_or_foreign() -> None:
-    assert plan({"/srv/models/vae": {**FOLDER, "mode": "0777"}})["folders"] == ["/srv/models/vae"]
+    assert plan({"/srv/models/vae": ABSENT})["folders"] == ["/srv/models/vae"]
+    assert plan({"/srv/models/checkpoints": {**FOLDER, "mode": "0777"}})["folders"] == ["/srv/models/checkpoints"]
+    # No wanted model lies in it.
+    assert plan({"/srv/models/vae": {**FOLDER, "mode": "0775", "uid": 1000}})["folders"] == []
     assert plan({"/srv/models": {**FOLDER, "uid": 990}})["folders"] == ["/srv/models"]
     assert plan({"/srv/models/checkpoints": ABSENT})["folders"] == ["/srv/models/checkpoints"]
 
