@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ansible.module_utils import model_transfer
+from ansible.module_utils import model_transfer, progress
 from ansible.module_utils.basic import AnsibleModule
 
 from faults.model_store import (
@@ -92,6 +92,35 @@ def test_a_corrected_licence_is_recorded_and_nothing_else(hub: Hub, dest: Path, 
     assert json.loads(record.read_text()) == {**before, "licence": "Open RAIL++-M"}
     assert hub.log() == []
     assert succeed(hub, dest, **asked)["changed"] is False
+
+
+def test_whoever_waits_is_told_how_far_it_is(
+    hub: Hub, dest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "progress" / "job"
+    told: list[dict[str, Any]] = []
+    replace = os.replace
+
+    def watch(source: str, target: str) -> None:
+        if target == str(path):
+            told.append(json.loads(Path(source).read_text()))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watch)
+    monkeypatch.setattr(progress, "WRITE_INTERVAL_S", 0)
+    monkeypatch.setenv(progress.ENVIRONMENT, str(path))
+    hub.fault("drop", after_b=300_000, times=1)
+    succeed(hub, dest)
+    done_b = [state["done_b"] for state in told if state["total_b"] == SIZE_B]
+    assert done_b == sorted(done_b)
+    assert 300_000 in done_b
+    assert done_b[-1] == SIZE_B
+    assert "the transfer broke off, trying again (1 of 6)" in [state["text"] for state in told]
+    assert not path.exists()
+    told.clear()
+    os.utime(dest, ns=(1, 1))
+    succeed(hub, dest)
+    assert [state["done_b"] for state in told if state["text"] == "proving the file that is there"][-1] == SIZE_B
 
 
 def test_wrong_permissions_alone_are_mended(hub: Hub, dest: Path) -> None:
