@@ -184,6 +184,8 @@ def test_a_download_that_fails_ends_the_run_in_its_own_words_after_the_build(
     assert done.returncode != 0, done.stdout
     built = done.stdout.index("TASK [comfyui_image : build | Build the image")
     failed = done.stdout.index("FAILED!")
+    # Before the build it was begun, and not waited for: its failure is heard of behind the build.
+    assert "TASK [model_store : fetch | Begin fetching and proving what no record speaks for]" in done.stdout[:built]
     assert "changed:" in done.stdout[built:failed]
     assert "TASK [model_store : finish | Wait until every file is proved]" in done.stdout[built:failed]
     assert "HTTP 404, the repository has no such commit: check commit in the catalogue" in done.stdout[failed:]
