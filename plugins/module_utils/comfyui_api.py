@@ -266,11 +266,12 @@ class Client:
         headers = {} if data is None else {"Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, data, headers)  # noqa: S310  # the constructor checked the scheme
         try:
-            with self._opener.open(request, timeout=self.request_timeout_s) as answer:
-                return answer.status, answer.read()
-        except urllib.error.HTTPError as error:
-            with error:
-                return error.code, error.read()
+            try:
+                with self._opener.open(request, timeout=self.request_timeout_s) as answer:
+                    return answer.status, answer.read()
+            except urllib.error.HTTPError as error:
+                with error:
+                    return error.code, error.read()
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise ComfyuiError("unreachable", f"{self.url} does not answer: {reason}") from error
@@ -286,6 +287,24 @@ class Client:
         except ValueError as error:
             message = f"{self.url}{path} answered {status} without JSON: {excerpt or '(nothing)'}"
             raise ComfyuiError("not_comfyui", message) from error
+
+    def document(self, path: str, body: Any = None, accept: tuple[int, ...] = (200,)) -> tuple[int, dict[str, Any]]:
+        """As `json`, where the answer is an object."""
+        status, answer = self.json(path, body, accept)
+        if not isinstance(answer, dict):
+            raise self._strange(path, answer)
+        return status, answer
+
+    def _strange(self, path: str, answer: Any) -> ComfyuiError:
+        return ComfyuiError("not_comfyui", f"{self.url}{path} is not what ComfyUI answers: {answer!r:.300}")
+
+    @contextlib.contextmanager
+    def _reading(self, path: str, answer: Any) -> Iterator[None]:
+        """Whatever the reader of an answer stumbles over is not ComfyUI as we know it."""
+        try:
+            yield
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            raise self._strange(path, answer) from error
 
     def wait(self, wait_s: float) -> None:
         """Return once the API answers; ComfyuiError with the last failure after `wait_s`."""
@@ -303,7 +322,7 @@ class Client:
             return error
         if isinstance(answer, dict) and "system" in answer:
             return None
-        return ComfyuiError("not_comfyui", f"{self.url}/system_stats is not what ComfyUI answers: {answer!r:.300}")
+        return self._strange("/system_stats", answer)
 
     def node_classes(self, names: Iterable[str]) -> dict[str, Any]:
         """What the server says about these node classes; one that it does not know is left out.
@@ -312,7 +331,7 @@ class Client:
         """
         known: dict[str, Any] = {}
         for name in names:
-            _, answer = self.json(f"/object_info/{urllib.parse.quote(name, safe='')}")
+            _, answer = self.document(f"/object_info/{urllib.parse.quote(name, safe='')}")
             known.update(answer)
         return known
 
@@ -322,22 +341,27 @@ class Client:
         A part that ComfyUI would leave out is a rejection of the whole.
         """
         body = {"prompt": graph, "client_id": str(uuid.uuid4()), "front": front}
-        status, answer = self.json("/prompt", body, accept=(200, 400))
+        status, answer = self.document("/prompt", body, accept=(200, 400))
         node_errors = answer.get("node_errors") or {}
+        with self._reading("/prompt", answer):
+            reasons = describe_rejection(answer, graph)
+            prompt_id = str(answer["prompt_id"]) if status == 200 else ""
         if status == 200 and not node_errors:
-            return str(answer["prompt_id"])
+            return prompt_id
         if status == 200:
-            self.cancel(str(answer["prompt_id"]))
-        raise ComfyuiError("rejected", f"ComfyUI refused the graph: {describe_rejection(answer, graph)}", node_errors)
+            self.cancel(prompt_id)
+        raise ComfyuiError("rejected", f"ComfyUI refused the graph: {reasons}", node_errors)
 
     def queue(self) -> tuple[list[str], list[str]]:
-        """Ids of the prompts that run and that wait."""
-        _, answer = self.json("/queue")
-        return [str(item[1]) for item in answer["queue_running"]], [str(item[1]) for item in answer["queue_pending"]]
+        """Ids of the prompts that run, and that wait in their order."""
+        _, answer = self.document("/queue")
+        with self._reading("/queue", answer):
+            running, pending = answer["queue_running"], sorted(answer["queue_pending"], key=lambda item: float(item[0]))
+            return [str(item[1]) for item in running], [str(item[1]) for item in pending]
 
     def history(self, prompt_id: str) -> dict[str, Any] | None:
         """The entry of a finished prompt, or None."""
-        _, answer = self.json(f"/history/{prompt_id}")
+        _, answer = self.document(f"/history/{prompt_id}")
         entry = answer.get(prompt_id)
         return entry if isinstance(entry, dict) else None
 
@@ -436,10 +460,13 @@ class Client:
         try:
             entry = self.follow(prompt_id, timeout_s)
             seconds = time.monotonic() - started
-            failure = describe_execution(entry.get("status") or {})
+            with self._reading(f"/history/{prompt_id}", entry):
+                failure = describe_execution(entry.get("status") or {})
+                references = image_references(entry)
+                cached = cached_nodes(entry)
             if failure:
                 raise ComfyuiError("execution", f"ComfyUI failed to run the graph: {failure}")
-            images = [self.image(node, reference) for node, reference in image_references(entry)]
+            images = [self.image(node, reference) for node, reference in references]
         except ComfyuiError as error:
             error.prompt_id = prompt_id
             raise
@@ -448,5 +475,5 @@ class Client:
             "seconds": round(seconds, 3),
             "seconds_per_image": round(seconds / len(images), 3) if images else None,
             "images": images,
-            "cached_nodes": cached_nodes(entry),
+            "cached_nodes": cached,
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import io
 import json
 import re
@@ -13,6 +14,7 @@ import sys
 import threading
 import time
 import tracemalloc
+import urllib.error
 import zlib
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -369,6 +371,49 @@ def test_an_error_page_is_no_verdict_on_the_graph(told: Any) -> None:
     with pytest.raises(api.ComfyuiError, match="/queue answered 200 without JSON: <html>hello") as caught:
         server.client.queue()
     assert caught.value.kind == "not_comfyui"
+
+
+@pytest.mark.parametrize(
+    ("answer", "ask"),
+    [
+        ({"POST /prompt": (200, {})}, lambda client: client.submit(RENDER)),
+        ({"POST /prompt": (200, ["p"])}, lambda client: client.submit(RENDER)),
+        ({"POST /prompt": (400, {"error": 5})}, lambda client: client.submit(RENDER)),
+        ({"POST /prompt": (400, {"node_errors": ["1"]})}, lambda client: client.submit(RENDER)),
+        ({"GET /queue": (200, {})}, lambda client: client.queue()),
+        ({"GET /queue": (200, [])}, lambda client: client.queue()),
+        ({"GET /queue": (200, {"queue_running": 1, "queue_pending": []})}, lambda client: client.queue()),
+        ({"GET /queue": (200, {"queue_running": [], "queue_pending": [["a", "p"]]})}, lambda client: client.queue()),
+        ({"GET /history/p": (200, [])}, lambda client: client.history("p")),
+        ({"GET /object_info/X": (200, [])}, lambda client: client.node_classes(["X"])),
+        ({"GET /history/p": (200, {"p": {"status": "?"}})}, lambda client: client.run(RENDER, 5)),
+        ({"GET /history/p": (200, {"p": {"outputs": [1]}})}, lambda client: client.run(RENDER, 5)),
+    ],
+)
+def test_json_that_is_no_answer_of_comfyui_is_told(told: Any, answer: Script, ask: Any) -> None:
+    server = told(accepted(**answer))
+    with pytest.raises(api.ComfyuiError, match="is not what ComfyUI answers") as caught:
+        ask(server.client)
+    assert caught.value.kind == "not_comfyui"
+
+
+def test_a_connection_that_dies_inside_an_error_page_is_no_traceback(told: Any) -> None:
+    server = told({})
+
+    def cut(_: Any) -> None:
+        raise http.client.IncompleteRead(b"<html>")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(urllib.error.HTTPError, "read", cut, raising=False)
+        with pytest.raises(api.ComfyuiError, match="does not answer: IncompleteRead") as caught:
+            server.client.queue()
+    assert caught.value.kind == "unreachable"
+
+
+def test_what_waits_is_listed_in_the_order_in_which_it_will_run(told: Any) -> None:
+    pending = [[3, "third"], [-1, "front"], [2, "second"]]  # the server's own list is a heap
+    server = told({"GET /queue": (200, {"queue_running": [[1, "first"]], "queue_pending": pending})})
+    assert server.client.queue() == (["first"], ["front", "second", "third"])
 
 
 def test_nobody_listens() -> None:
