@@ -12,7 +12,7 @@ from typing import Any
 sys.path.append(str(Path(__file__).resolve().parent.parent / "module_utils"))
 
 from comfyui_form import form_differences, set_form_inputs, setting_inputs, setting_problems
-from comfyui_graph import Classes, Graph, check_text, detect_format, parse_json, set_inputs
+from comfyui_graph import Classes, Graph, check_text, detect_format, inputs_of, parse_json, set_inputs
 
 MODE = "0644"
 SOURCES = {"api": "*.json", "ui": "ui/*.json", "input": "input/*.png"}
@@ -32,7 +32,8 @@ def read_api(path: Path) -> Graph | None:
         document = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return document if detect_format(document) == "api" else None
+    sound = detect_format(document) == "api" and None not in map(inputs_of, document.values())
+    return document if sound else None
 
 
 def with_settings(path: Path, kind: str, settings: Settings) -> bytes:
@@ -40,11 +41,13 @@ def with_settings(path: Path, kind: str, settings: Settings) -> bytes:
     if kind == "input" or not settings.get(path.stem):
         return path.read_bytes()
     graph = read_api(path if kind == "api" else path.parent.parent / path.name)
-    document = parse_json(path.read_text(encoding="utf-8"))
     if graph is None:
         return path.read_bytes()
     inputs = setting_inputs(graph, settings[path.stem])
-    changed = set_inputs(graph, inputs) if kind == "api" else set_form_inputs(document, inputs)
+    if kind == "api":
+        changed: Any = set_inputs(graph, inputs)
+    else:
+        changed = set_form_inputs(parse_json(path.read_text(encoding="utf-8")), inputs)
     return to_text(changed).encode()
 
 
@@ -128,17 +131,15 @@ def workflow_findings(
     if findings:
         return findings
     inputs = [path.name for path in folder.glob(SOURCES["input"])]
-    return [
-        found.describe()
-        for path in paths
-        for found in check_text(
-            with_settings(path, "api", settings or {}).decode(errors="replace"),
-            classes,
-            file=path.name,
-            models=models,
-            input_files=inputs,
-        )
-    ]
+    for path in paths:
+        try:
+            text = with_settings(path, "api", settings or {}).decode()
+        except UnicodeDecodeError as error:
+            findings.append(f"{path.name}: not valid JSON, which is UTF-8: {error}")
+            continue
+        found = check_text(text, classes, file=path.name, models=models, input_files=inputs)
+        findings += [one.describe() for one in found]
+    return findings
 
 
 def parse_digests(output: str) -> dict[str, str]:

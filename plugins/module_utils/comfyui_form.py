@@ -203,7 +203,7 @@ def form_differences(graph: Graph, form: Mapping[str, Any]) -> list[tuple[str, s
     """Where a form shows something else than the graph: node, field, and what differs. Titles count, places do not."""
     try:
         shown = read_form(form)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         return [("", "", f"the form cannot be read: {error}")]
     found = [(node_id, "", "the form has no such node") for node_id in graph if node_id not in shown]
     found += [(node_id, "", "the graph has no such node") for node_id in shown if node_id not in graph]
@@ -226,7 +226,8 @@ def form_differences(graph: Graph, form: Mapping[str, Any]) -> list[tuple[str, s
 def _behind(graph: Graph, node_id: str, name: str) -> str | None:
     """The node that feeds an input."""
     value = graph[node_id]["inputs"].get(name)
-    return value[0] if isinstance(value, list) and value and value[0] in graph else None
+    source = value[0] if isinstance(value, list) and value else None
+    return source if isinstance(source, str) and source in graph else None
 
 
 def _upstream(graph: Graph, start: str | None) -> Iterator[str]:

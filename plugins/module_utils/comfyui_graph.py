@@ -11,6 +11,7 @@ import copy
 import difflib
 import json
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -32,12 +33,17 @@ MODEL_FOLDERS = {
     "style_model_name": "style_models",
 }
 
+# What stands in such a list though no file does.
+NO_MODELS = {"vae_name": ("pixel_space",)}
+
 # Types whose members the server makes up while it reads the graph ("name.member"), or that take whatever comes.
 DYNAMIC_TYPES = frozenset({"COMFY_AUTOGROW_V3", "COMFY_DYNAMICCOMBO_V3"})
 ANY_TYPES = frozenset({"*", "COMFY_MATCHTYPE_V3"}) | DYNAMIC_TYPES
 
-PLACEHOLDERS = ("{{", "}}", "{%", "%}")
+# {a|{b|c}} is a choice of the browser's, and ComfyUI itself fills in %date% and %node.widget% of a file's name.
+PLACEHOLDER = re.compile(r"\{\{[^{}]*\}\}|\{%[^{}]*%\}|\$\{\w+\}|<your\b[^<>]*>|\bYOUR_[A-Z0-9_]+\b")
 CHOICES_SHOWN = 8
+INPUTS_MESSAGE = "the inputs are missing, or no object"
 
 
 class Finding(NamedTuple):
@@ -99,6 +105,12 @@ def literal(value: Any) -> Any:
     return value["__value__"] if isinstance(value, dict) and set(value) == {"__value__"} else value
 
 
+def inputs_of(node: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The inputs of a node, or None where there is no object of them, which the server answers with 500."""
+    inputs = node.get("inputs")
+    return inputs if isinstance(inputs, dict) else None
+
+
 def is_link(value: Any) -> bool:
     """Every bare list is read as a link by the server."""
     return isinstance(value, list)
@@ -115,7 +127,9 @@ def set_inputs(graph: Graph, values: Mapping[str, Mapping[str, Any]]) -> Graph:
     for node_id, inputs in values.items():
         if node_id not in changed:
             raise ValueError(f"the graph has no node {node_id!r}; it has {', '.join(changed)}")
-        known = changed[node_id].setdefault("inputs", {})
+        known = changed[node_id].get("inputs")
+        if not isinstance(known, dict):
+            raise ValueError(f"node {node_id}: {INPUTS_MESSAGE}")
         for name, value in inputs.items():
             if name not in known:
                 raise ValueError(f"node {node_id} has no input {name!r}; it has {', '.join(known)}")
@@ -202,7 +216,7 @@ def find_cycle(graph: Graph) -> list[str]:
     """Node ids along one cycle, the first repeated at the end; empty where links lead nowhere twice."""
 
     def sources(node_id: str) -> Iterator[str]:
-        for value in graph[node_id].get("inputs", {}).values():
+        for value in (inputs_of(graph[node_id]) or {}).values():
             if is_link(value) and value and isinstance(value[0], str) and value[0] in graph:
                 yield value[0]
 
@@ -249,10 +263,10 @@ class _Judge:
 
     def judge(self) -> list[Finding]:
         for node_id, node in self.graph.items():
-            inputs = node.get("inputs", {})
-            if not isinstance(inputs, dict):
-                self.add("inputs is no object", node_id)
-                return self.findings
+            inputs = inputs_of(node)
+            if inputs is None:
+                self.add(INPUTS_MESSAGE, node_id, "inputs")
+                continue
             for name, value in inputs.items():
                 self.judge_input(node_id, name, value)
             self.judge_class(node_id, inputs)
@@ -269,7 +283,7 @@ class _Judge:
     def judge_input(self, node_id: str, name: str, value: Any) -> None:
         """What needs no knowledge of the class: links resolve, nothing is left to fill in."""
         for text in _strings(value):
-            if any(mark in text for mark in PLACEHOLDERS):
+            if PLACEHOLDER.search(text):
                 self.add(f"a placeholder was left in: {text!r}", node_id, name)
                 return
         if not is_link(value):
@@ -284,7 +298,8 @@ class _Judge:
     def judge_class(self, node_id: str, inputs: Mapping[str, Any]) -> None:
         if self.classes is None:
             for name, value in inputs.items():
-                self.judge_model(node_id, name, literal(value))
+                if name in MODEL_FOLDERS and self.models is not None and not is_link(value):
+                    self.judge_model(node_id, name, literal(value), self.models)
             return
         info = self.info(node_id)
         if not info:
@@ -310,16 +325,16 @@ class _Judge:
             return
         plain = literal(value)
         choices = choices_of(kind, options)
-        if choices is not None and plain not in choices:
-            if name in MODEL_FOLDERS and self.models is not None:
-                self.judge_model(node_id, name, plain)
-                return
-            if options.get("image_upload") and self.input_files is not None:
-                if plain not in self.input_files:
-                    self.add(_name_choices(plain, sorted(self.input_files)), node_id, name)
-                return
-            if not choices and self.models is not None:
-                return  # a recording from a server without files: only the running server can tell
+        # A recording lists the files of the server that it was made on, if any.
+        if choices is not None and name in MODEL_FOLDERS and self.models is not None:
+            self.judge_model(node_id, name, plain, self.models)
+            return
+        if choices is not None and options.get("image_upload") and self.input_files is not None:
+            if plain not in self.input_files:
+                self.add(_name_choices(plain, sorted(self.input_files)), node_id, name)
+            return
+        if choices == [] and self.models is not None and isinstance(plain, str):
+            return  # only the running server can tell
         message = judge_literal(plain, kind, options)
         if message:
             self.add(message, node_id, name)
@@ -338,12 +353,10 @@ class _Judge:
             wanted = "COMBO" if isinstance(kind, list) else kind
             self.add(f"node {source} gives {outputs[slot]} at slot {slot}, {wanted} is wanted", node_id, name)
 
-    def judge_model(self, node_id: str, name: str, value: Any) -> None:
-        if self.models is None or name not in MODEL_FOLDERS or not isinstance(value, str):
-            return
+    def judge_model(self, node_id: str, name: str, value: Any, models: Collection[str]) -> None:
         folder = MODEL_FOLDERS[name]
-        held = sorted(model.split("/", 1)[1] for model in self.models if model.startswith(f"{folder}/"))
-        if value not in held:
+        held = sorted(model.split("/", 1)[1] for model in models if model.startswith(f"{folder}/"))
+        if value not in (*held, *NO_MODELS.get(name, ())):
             self.add(f"{value!r} is not among the models of {folder}: {', '.join(held) or '(none)'}", node_id, name)
 
 
@@ -380,18 +393,25 @@ def check_graph(
 
 def check_sizes(
     graph: Graph,
+    classes: Classes | None = None,
     *,
     file: str = "",
     low_px: int = SIZE_MIN_PX,
     high_px: int = SIZE_MAX_PX,
     step_px: int = SIZE_STEP_PX,
 ) -> list[Finding]:
-    """Hold every literal width and height to the sizes that SDXL is asked for."""
+    """Hold every literal width and height to the sizes that SDXL is asked for.
+
+    Where `classes` says so, 4000.0 is a size too, and a share of the picture (FLOAT) is none.
+    """
     findings = []
     for node_id, node in graph.items():
+        specs = input_specs((classes or {}).get(str(node["class_type"]), {}))
         for name in ("width", "height"):
-            value = literal(node.get("inputs", {}).get(name))
-            if isinstance(value, bool) or not isinstance(value, int):
+            value = literal((inputs_of(node) or {}).get(name))
+            kind = specs[name][0] if name in specs else None
+            number = isinstance(value, int) or (isinstance(value, float) and kind == "INT")
+            if isinstance(value, bool) or not number or kind == "FLOAT":
                 continue
             if not low_px <= value <= high_px or value % step_px:
                 message = f"{value} is no multiple of {step_px} from {low_px} to {high_px}"
@@ -414,5 +434,5 @@ def check_text(
         return [Finding(file, "", "", "", f"not valid JSON: {error}")]
     findings = check_graph(document, classes, file=file, models=models, input_files=input_files)
     if detect_format(document) == "api":
-        findings += check_sizes(document, file=file)
+        findings += check_sizes(document, classes, file=file)
     return findings

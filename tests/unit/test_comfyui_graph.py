@@ -81,6 +81,11 @@ def test_good_graphs_pass(version: str) -> None:
         ("4", "sampler_name", "eulr", "'eulr' is not one of its 44 choices; nearest: euler"),
         ("2", "text", 5, "5 is no STRING"),
         ("2", "text", "a {{ subject }}", "a placeholder was left in: 'a {{ subject }}'"),
+        ("2", "text", "a ${SUBJECT}", "a placeholder was left in: 'a ${SUBJECT}'"),
+        ("2", "text", "<your prompt here>", "a placeholder was left in: '<your prompt here>'"),
+        ("2", "text", "YOUR_PROMPT_HERE", "a placeholder was left in: 'YOUR_PROMPT_HERE'"),
+        ("2", "text", "{% if x %}", "a placeholder was left in: '{% if x %}'"),
+        ("1", "ckpt_name", 5, "5 is not among the models of checkpoints: sd_xl_base_1.0.safetensors"),
         ("4", "model", ["9", 0], "link to node '9', which is not in the graph"),
         ("4", "model", [1, 0], "link to node 1: write the id as a string"),
         ("4", "model", ["1"], "['1'] is no link; a link is [node id, output slot]"),
@@ -103,6 +108,27 @@ def test_each_fault_names_node_and_field(node: str, field: str, value: Any, mess
     graph[node]["inputs"][field] = value
     assert (node, field, message) in found(graph)
     assert len(found(graph)) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a {red|{dark|light}} hat", "{{red|blue}|{dark|light}}", "<lora:pixel:1>", "5 %", "$5 {a|b}", "<3", "your {a}"],
+)
+def test_what_only_looks_like_a_placeholder_is_none(text: str) -> None:
+    graph = diffusion()
+    graph["2"]["inputs"]["text"] = text
+    graph["6"]["inputs"]["filename_prefix"] = "%date:yyyy-MM-dd%/%KSampler.seed%"
+    assert found(graph) == []
+
+
+@pytest.mark.parametrize("wrong", [{}, {"inputs": []}, {"inputs": None}])
+def test_inputs_that_are_no_object_are_told_with_their_node(wrong: dict[str, Any]) -> None:
+    graph = {**render(), "3": {"class_type": "EmptyImage", **wrong}}
+    (finding, *sizes) = cg.check_text(json.dumps(graph), NEW, file="a.json")
+    assert finding.describe() == "a.json: node 3 (EmptyImage), inputs: the inputs are missing, or no object"
+    assert {size.node for size in sizes} == {"1"}
+    with pytest.raises(ValueError, match="node 3: the inputs are missing, or no object"):
+        cg.set_inputs(graph, {"3": {"width": 8}})
 
 
 def test_missing_input_and_unknown_class() -> None:
@@ -180,6 +206,22 @@ def test_live_classes_decide_about_models_by_themselves() -> None:
     ]
 
 
+def test_the_files_of_a_recording_are_not_those_of_the_host() -> None:
+    recorded = copy.deepcopy(NEW)
+    recorded["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0] = ["other.safetensors"]
+    assert found(diffusion(), classes=recorded) == []
+    graph = diffusion()
+    graph["1"]["inputs"]["ckpt_name"] = "other.safetensors"
+    assert [one[:2] for one in found(graph, classes=recorded)] == [("1", "ckpt_name")]
+    graph = render()
+    graph["2"]["inputs"]["images"] = ["3", 0]
+    graph["3"] = {"class_type": "LoadImage", "inputs": {"image": "example.png"}}  # this server's own example
+    assert found(graph, input_files=["a.png"]) == [("3", "image", "'example.png' is not one of: a.png")]
+    graph = diffusion()
+    graph["7"] = {"class_type": "VAELoader", "inputs": {"vae_name": "pixel_space"}}  # no file
+    assert found(graph) == []
+
+
 def test_without_classes_structure_and_models_are_judged() -> None:
     graph = diffusion()
     graph["1"]["inputs"]["ckpt_name"] = "absent.safetensors"
@@ -243,21 +285,27 @@ def test_types_match(given_type: Any, wanted: Any, match: bool) -> None:
     assert cg.types_match(given_type, wanted) is match
 
 
-@pytest.mark.parametrize("value", [511, 504, 2056, 1025])
-def test_sizes_outside_what_sdxl_takes(value: int) -> None:
+@pytest.mark.parametrize("value", [511, 504, 2056, 1025, 4000.0, 1020.0])
+def test_sizes_outside_what_sdxl_takes(value: float) -> None:
     graph = diffusion()
     graph["3"]["inputs"]["height"] = value
-    (finding,) = cg.check_sizes(graph, file="a.json")
+    (finding,) = cg.check_sizes(graph, NEW, file="a.json")
     assert finding.describe() == (
         f"a.json: node 3 (EmptyLatentImage), height: {value} is no multiple of 8 from 512 to 2048"
     )
 
 
-@pytest.mark.parametrize("value", [512, 2048, 1016, ["1", 0]])
+@pytest.mark.parametrize("value", [1.0, 0.25, 1])
+def test_a_share_of_the_picture_is_no_size(value: float) -> None:
+    graph: cg.Graph = {"1": {"class_type": "ConditioningSetAreaPercentage", "inputs": {"width": value}}}
+    assert cg.check_sizes(graph, NEW) == []
+
+
+@pytest.mark.parametrize("value", [512, 2048, 1016, 1024.0, ["1", 0]])
 def test_sizes_that_sdxl_takes(value: Any) -> None:
     graph = diffusion()
     graph["3"]["inputs"]["height"] = value
-    assert cg.check_sizes(graph) == []
+    assert cg.check_sizes(graph, NEW) == cg.check_sizes(graph) == []
 
 
 @pytest.mark.parametrize(
@@ -322,7 +370,10 @@ JSON = st.recursive(
 )
 
 
-@given(document=JSON)
+@given(
+    document=JSON
+    | st.dictionaries(st.text(max_size=3), st.fixed_dictionaries({"class_type": JSON}, optional={"inputs": JSON}))
+)
 def test_any_json_gets_an_answer(document: Any) -> None:
     for finding in cg.check_text(json.dumps(document), NEW, file="a.json", models=MODELS, input_files=[]):
         assert finding.describe().startswith("a.json: ")

@@ -10,11 +10,14 @@ import re
 import runpy
 import shutil
 import struct
+import tempfile
 import zlib
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 import comfyui_api
 import comfyui_form
@@ -167,6 +170,54 @@ def test_findings_name_the_file(tmp_path: Path) -> None:
     assert role_filters().workflow_findings(str(tmp_path), str(bare), MODELS) == expected
     assert role_filters().workflow_findings(str(tmp_path), "/nonexistent", MODELS) == []
     assert "is not among the models of checkpoints" in role_filters().workflow_findings(str(tmp_path), "", [])[0]
+
+
+@pytest.mark.parametrize("settings", [None, {"mine": {"steps": 5}}])
+@pytest.mark.parametrize(
+    ("content", "finding"),
+    [
+        (b'{"1": {"class_type": "CLIPTextEncode", "inputs": {"text": "Schlo\xdf"}}}', "not valid JSON, which is UTF-8"),
+        (b"{", "not valid JSON"),
+        (b'{"1": {"class_type": "KSampler"}}', "node 1 (KSampler), inputs: the inputs are missing, or no object"),
+    ],
+)
+def test_a_graph_that_cannot_be_read_is_a_finding_with_and_without_settings(
+    tmp_path: Path, content: bytes, finding: str, settings: Any
+) -> None:
+    (tmp_path / "ui").mkdir()
+    shutil.copy(WORKFLOWS / "ui/render_check.json", tmp_path / "ui/mine.json")
+    (tmp_path / "mine.json").write_bytes(content)
+    found = role_filters().workflow_findings(str(tmp_path), "", MODELS, settings)
+    assert [line for line in found if line.startswith(f"mine.json: {finding}")], found
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["seed", "positive", "negative", "id", "inputs", "type", "widget"]), inner, max_size=4
+        )
+    ),
+    max_leaves=12,
+)
+NODES = st.fixed_dictionaries({}, optional={"class_type": st.just("KSampler"), "inputs": JSON})
+
+
+@hypothesis.settings(max_examples=200)
+@hypothesis.given(
+    graph=JSON | st.dictionaries(st.sampled_from("123"), NODES),
+    form=JSON
+    | st.fixed_dictionaries({"nodes": JSON, "links": JSON})
+    | st.fixed_dictionaries({"nodes": st.lists(JSON, max_size=2), "links": st.just([])}),
+)
+def test_whatever_graph_and_form_hold_there_is_an_answer(graph: Any, form: Any) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "ui").mkdir()
+        (Path(folder) / "mine.json").write_text(json.dumps(graph))
+        (Path(folder) / "ui/mine.json").write_text(json.dumps(form))
+        for line in role_filters().workflow_findings(folder, "", MODELS, {"mine": {"steps": 5, "prompt": "x"}}):
+            assert line.startswith(("mine.json: ", "ui/mine.json: ", "settings for mine: "))
 
 
 def test_a_folder_without_workflows_is_a_finding(tmp_path: Path) -> None:
