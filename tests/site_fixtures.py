@@ -38,6 +38,26 @@ Ask = Callable[[dict[str, tuple[str, Any]]], dict[str, Any]]
 Prompt = Callable[..., dict[str, Any]]
 
 
+def host_part(address: str) -> str:
+    """An address as it stands before a port."""
+    return f"[{address}]" if ":" in address else address
+
+
+def run_prompt(host: Any, url: str, **parameters: Any) -> dict[str, Any]:
+    """What the module comfyui_prompt says, also where it failed."""
+    result: dict[str, Any] = host.backend.run_ansible(
+        "comfyui_prompt", json.dumps({"url": url, **parameters}), check=False
+    )
+    return result
+
+
+def failure_of(result: dict[str, Any]) -> str:
+    """The words of a failure, ComfyUI's own and nothing else; empty where there is none."""
+    # Not every ansible-core writes `failed` into what Testinfra reads; the module itself says `kind` on failure.
+    failed = "kind" in result or "prompt_id" not in result
+    return str(result.get("msg", result)) if failed else ""
+
+
 @pytest.fixture(scope="session")
 def evidence() -> Path:
     """Folder on the control node that keeps what a test saw; playbooks/verify.yml names it."""
@@ -62,9 +82,9 @@ def site(evidence: Path) -> dict[str, Any]:
 @pytest.fixture(scope="session")
 def url(site: dict[str, Any]) -> str:
     """Where the host itself reaches the API."""
-    everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104 - where to ask, nothing is bound here
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - where to ask, nothing is bound here
     address = everywhere.get(site["comfyui_bind_address"], site["comfyui_bind_address"])
-    return f"http://{address}:{site['comfyui_port']}"
+    return f"http://{host_part(address)}:{site['comfyui_port']}"
 
 
 @pytest.fixture(scope="module")
@@ -83,14 +103,13 @@ def ask(host: Any, url: str) -> Ask:
 
 @pytest.fixture(scope="module")
 def prompt(host: Any, url: str) -> Prompt:
-    """Run the module comfyui_prompt on the host; a failure carries ComfyUI's own words and nothing else."""
+    """Run the module comfyui_prompt on the host; where it fails, so does the test, in its words."""
 
     def run(**parameters: Any) -> dict[str, Any]:
-        arguments = json.dumps({"url": url, **parameters})
-        result: dict[str, Any] = host.backend.run_ansible("comfyui_prompt", arguments, check=False)
-        # Not every ansible-core writes `failed` into what Testinfra reads; the module itself says `kind` on failure.
-        if "kind" in result or "prompt_id" not in result:
-            pytest.fail(str(result.get("msg", result)), pytrace=False)
+        result = run_prompt(host, url, **parameters)
+        failure = failure_of(result)
+        if failure:
+            pytest.fail(failure, pytrace=False)
         return result
 
     return run

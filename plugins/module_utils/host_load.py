@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -57,10 +57,15 @@ def memory_used_mib(meminfo: str) -> float:
     return (fields["MemTotal"] - fields["MemAvailable"]) / 1024
 
 
-def ask_gpus() -> str:
-    """What nvidia-smi says; nothing where it is missing, fails or hangs."""
+def ask_gpus(gpus: Iterable[str] = ()) -> str:
+    """What nvidia-smi says of these GPUs (index, UUID, or 0:1 for a part of GPU 0), or of all where none is named.
+
+    Nothing where it is missing, fails or hangs.
+    """
+    names = ",".join(dict.fromkeys(gpu.split(":")[0] for gpu in gpus))
+    query = [*QUERY, f"--id={names}"] if names else QUERY
     try:
-        return subprocess.run(QUERY, capture_output=True, text=True, check=True, timeout=QUERY_LIMIT_S).stdout
+        return subprocess.run(query, capture_output=True, text=True, check=True, timeout=QUERY_LIMIT_S).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
 

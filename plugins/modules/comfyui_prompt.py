@@ -52,6 +52,11 @@ options:
     description: Sample GPU and memory of the target while the graph runs, four times a second.
     type: bool
     default: false
+  sample_gpus:
+    description: The GPUs to sample, by index or UUID. Without one all are sampled, also those that others use.
+    type: list
+    elements: str
+    default: []
   front:
     description: Put the graph before all that wait in the queue. What runs is not interrupted.
     type: bool
@@ -156,7 +161,7 @@ written:
   elements: str
 samples:
   description:
-    - Seconds since the start, utilisation and memory of the busiest GPU, and memory of the host that is not available.
+    - Seconds since the start, utilisation and memory of the busiest of the GPUs, and the host's memory that is in use.
     - The first is taken before the submission. What nvidia-smi does not report is null, such as memory on a GB10.
   returned: when the graph ran and O(sample)
   type: list
@@ -182,6 +187,7 @@ node_errors:
 """
 
 import contextlib
+import functools
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
@@ -194,7 +200,7 @@ from ansible.module_utils.comfyui_graph import (
     set_inputs,
     used_classes,
 )
-from ansible.module_utils.host_load import Sampler
+from ansible.module_utils.host_load import Sampler, ask_gpus
 from ansible.module_utils.progress import Reporter
 
 EXPECT_SPEC: dict[str, Any] = {
@@ -255,7 +261,7 @@ def render(client: Client, graph: Any, params: dict[str, Any], result: dict[str,
     """Run one graph to its end; ComfyuiError(V(expectation)) where the images are not what was expected."""
     if params["unload_first"]:
         client.unload()
-    sampler = Sampler() if params["sample"] else None
+    sampler = Sampler(functools.partial(ask_gpus, params["sample_gpus"])) if params["sample"] else None
     with Reporter.from_environment() as report, sampler or contextlib.nullcontext():
         report("rendering")
         result.update(client.run(graph, params["timeout_s"], front=params["front"]))
@@ -282,6 +288,7 @@ def main() -> None:
             "accept_only": {"type": "bool", "default": False},
             "unload_first": {"type": "bool", "default": False},
             "sample": {"type": "bool", "default": False},
+            "sample_gpus": {"type": "list", "elements": "str", "default": []},
             "front": {"type": "bool", "default": False},
             "wait_s": {"type": "float", "default": 0},
             "timeout_s": {"type": "float", "default": 300},

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from site_fixtures import host_part
+
 
 @pytest.fixture(scope="module")
 def container(host: Any) -> dict[str, Any]:
@@ -40,7 +42,8 @@ def test_the_container_is_the_current_releases(
 
 def test_the_api_listens_where_it_was_asked_to_and_nowhere_else(host: Any, site: dict[str, Any]) -> None:
     lines = host.check_output(f"ss -Hltn 'sport = :{site['comfyui_port']}'").splitlines()
-    assert {line.split()[3] for line in lines} == {f"{site['comfyui_bind_address']}:{site['comfyui_port']}"}
+    address = host_part(site["comfyui_bind_address"])
+    assert {line.split()[3] for line in lines} == {f"{address}:{site['comfyui_port']}"}
 
 
 def test_the_container_has_no_rights_to_spare(container: dict[str, Any], site: dict[str, Any]) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filter.comfyui_workflows import SOURCES
 
+import model_files
 import verdict
 from site_fixtures import Ask
 from verdict import Evidence
@@ -92,13 +94,27 @@ def test_the_server_says_what_it_runs_on(ask: Ask, record: Evidence) -> None:
     assert stats["devices"]
 
 
-def test_models_and_graphs_are_known_by_their_digests(host: Any, site: dict[str, Any], record: Evidence) -> None:
-    data_dir = site["comfyui_data_dir"]
+def test_models_are_known_by_their_digests(host: Any, site: dict[str, Any], record: Evidence) -> None:
+    # From the records of what was proved on the host: the catalogue may leave both to the hub.
     for name in site["comfyui_models"]:
-        entry = site["comfyui_model_catalogue"][name]
-        record.fact("Models, SHA-256", name, entry["sha256"])
-        record.fact("Models, SHA-256", f"{name}, bytes", entry["size_b"])
-    listed = host.check_output("cd %s && sha256sum -- *.json", f"{data_dir}/workflows").splitlines()
+        dest = model_files.entry_dest(f"{site['comfyui_data_dir']}/models", site["comfyui_model_catalogue"][name])
+        found = json.loads(host.check_output("cat %s", f"{dest}.verified.json"))
+        record.fact("Models, SHA-256", name, found["sha256"])
+        record.fact("Models, SHA-256", f"{name}, bytes", found["size_b"])
+
+
+def test_graphs_forms_and_input_images_are_known_by_their_digests(
+    host: Any, site: dict[str, Any], record: Evidence
+) -> None:
+    folders = {"api": "workflows", "ui": "user/default/workflows", "input": "input"}
+    names = [
+        f"{folders[kind]}/{path.name}"
+        for kind, pattern in SOURCES.items()
+        for path in (ROOT / "workflows").glob(pattern)
+    ]
+    words = " %s" * len(names)
+    # One that is missing is another test's to tell.
+    listed = host.run("cd %s && sha256sum --" + words, site["comfyui_data_dir"], *sorted(names)).stdout.splitlines()
     for row in listed:
         digest, name = row.split(maxsplit=1)
         record.fact("Workflows, SHA-256", name, digest)

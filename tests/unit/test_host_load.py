@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -43,6 +44,23 @@ def test_a_missing_failing_or_hanging_nvidia_smi_is_no_error(error: Exception, m
 
     monkeypatch.setattr(subprocess, "run", run)
     assert host_load.ask_gpus() == ""
+
+
+@pytest.mark.parametrize(
+    ("gpus", "percents"),
+    [([], [99, 7]), (["1"], [7]), (["0", "1"], [99, 7]), (["1:0", "1:1"], [7])],
+)
+def test_only_the_gpus_that_were_asked_for_are_sampled(
+    gpus: list[str], percents: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "nvidia-smi"
+    program.write_text(
+        "#!/bin/sh\nids=0,1\nfor word; do case $word in --id=*) ids=${word#--id=} ;; esac; done\n"
+        "case $ids in *0*) echo '99, 70000' ;; esac\ncase $ids in *1*) echo '7, 500' ;; esac\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    assert [percent for percent, _ in host_load.parse_gpus(host_load.ask_gpus(gpus))] == percents
 
 
 def test_a_sampler_begins_before_the_block_and_ends_with_it() -> None:

@@ -113,6 +113,15 @@ def test_the_deployment_is_verified_and_what_needs_a_gpu_is_named(suite: Suite) 
     assert document["skipped"]["no GPU"] == len(names(document, "skipped"))
     unmet = {criterion["number"] for criterion in document["criteria"] if criterion["outcome"] == "skipped"}
     assert unmet == {3, 5, 7, 8, 9, 11}
+    facts = document["facts"]
+    assert set(facts) == {"Host", "Image", "Models, SHA-256", "Server", "Workflows, SHA-256"}
+    assert set(facts["Workflows, SHA-256"]) == {
+        *(f"workflows/{path.name}" for path in (ROOT / "workflows").glob("*.json")),
+        *(f"user/default/workflows/{path.name}" for path in (ROOT / "workflows/ui").glob("*.json")),
+        "input/dgx_pixels_sample.png",
+    }
+    assert {"system", "kernel", "Docker", "Container Toolkit"} <= set(facts["Host"])
+    assert {"digest", "base", "ComfyUI", "commit", "requirements, SHA-256", "release"} <= set(facts["Image"])
 
 
 def test_faults_make_exactly_their_tests_fail(host: Any, suite: Suite) -> None:
