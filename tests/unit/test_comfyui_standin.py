@@ -536,6 +536,29 @@ def test_interrupt_stops_the_running_prompt(server: Server) -> None:
     server.render(plain("after_interrupt"))
 
 
+def test_the_pages_commands_cancel_what_waits_and_what_runs_and_nothing_else(server: Server) -> None:
+    section = (TESTS.parent / "docs" / "api.md").read_text().split("## Cancel\n")[1].split("\n## ")[0]
+    cancel, tidy = re.findall(r"^```sh\n(.*?)^```$", section, re.MULTILINE | re.DOTALL)
+
+    def type_in(commands: str, prompt_id: str) -> None:
+        script = f"set -eu\napi=http://127.0.0.1:{server.port}\nid={prompt_id}\n{commands}"
+        subprocess.run(["bash", "-c", script], check=True, capture_output=True, timeout=WAIT_S)
+
+    def queued() -> list[str]:
+        queue = server.call("GET", "/queue").json()
+        return [item[1] for item in [*queue["queue_running"], *queue["queue_pending"]]]
+
+    runs, waits, last = (server.submit(txt2img("page", steps=10_000, seed=seed)) for seed in range(3))
+    type_in(cancel, waits)
+    assert queued() == [runs, last]
+    type_in(cancel, runs)
+    assert "execution_interrupted" in messages_of(server.finish(runs))
+    type_in(tidy, runs)
+    assert server.call("GET", f"/history/{runs}").json() == {}
+    assert queued() == [last]
+    type_in(cancel, last)
+
+
 def test_another_site_cannot_queue_work(server: Server) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=WAIT_S)
     connection.request("POST", "/prompt", b"{}", {"Origin": "http://evil.example"})

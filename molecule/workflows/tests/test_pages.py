@@ -15,6 +15,8 @@ ROOT = Path(__file__).parents[3]
 API_PAGE = (ROOT / "docs" / "api.md").read_text()
 BLOCK = re.compile(r"^```(sh|json|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = "=== next block"
+# With -sS curl is content with every status, so each is written down.
+CURL = "curl() { command curl --write-out '%{stderr}=== %{http_code} %{url_effective}\\n' \"$@\"; }\n"
 
 
 def blocks(kind: str) -> list[str]:
@@ -42,12 +44,25 @@ def has_shape(found: Any, shown: Any) -> bool:
 
 
 @pytest.fixture(scope="module")
-def printed(host: Any) -> list[str]:
-    """What each command of the page prints, run one after the other in one shell."""
-    script = "set -euo pipefail\n" + "".join(f"echo '{MARK}'\n{text}\necho\n" for text in blocks("sh"))
-    done = host.run("bash -c %s", script)
-    assert done.rc == 0, done.stdout + done.stderr
+def done(host: Any) -> Any:
+    """The commands of the page, run one after the other in one shell."""
+    script = f"set -euo pipefail\n{CURL}" + "".join(f"echo '{MARK}'\n{text}\necho\n" for text in blocks("sh"))
+    ended = host.run("bash -c %s", script)
+    assert ended.rc == 0, ended.stdout + ended.stderr
+    return ended
+
+
+@pytest.fixture(scope="module")
+def printed(done: Any) -> list[str]:
+    """What each command of the page prints."""
     return [text.strip() for text in str(done.stdout).split(MARK)[1:]]
+
+
+def test_the_server_knows_what_every_command_asks_for(done: Any) -> None:
+    answers = re.findall(r"^=== (\d+) http://[^/]+(/\w+)", str(done.stderr), re.MULTILINE)
+    assert {path for _, path in answers} >= {"/queue", "/interrupt", "/history", "/free", "/upload", "/userdata"}
+    # The page shows one graph that is refused.
+    assert [answer for answer in answers if not answer[0].startswith("2")] == [("400", "/prompt")]
 
 
 def test_the_page_has_commands_and_answers() -> None:
