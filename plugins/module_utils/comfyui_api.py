@@ -248,6 +248,15 @@ def unmet(expect: Mapping[str, Any], images: list[dict[str, Any]]) -> list[str]:
     return failures
 
 
+def place_in_queue(prompt_id: str, running: list[str], pending: list[str]) -> str:
+    """Where a prompt stands, for people; empty where it is not in the queue."""
+    if prompt_id in running:
+        return "running"
+    if prompt_id in pending:
+        return f"waiting, {len(running) + pending.index(prompt_id)} before it"
+    return ""
+
+
 class Client:
     """One ComfyUI server."""
 
@@ -404,22 +413,28 @@ class Client:
         self.request("/free", {"unload_models": True, "free_memory": True})
         time.sleep(UNLOAD_S)
 
-    def follow(self, prompt_id: str, timeout_s: float) -> dict[str, Any]:
-        """Wait for a prompt's end and return its history entry. After `timeout_s` it is cancelled."""
+    def follow(self, prompt_id: str, timeout_s: float, tell: Callable[[str], None] = lambda _: None) -> dict[str, Any]:
+        """Wait for a prompt's end and return its history entry. After `timeout_s` it is cancelled.
+
+        `tell` hears where it stands in the queue, each time that this was asked.
+        """
         deadline = time.monotonic() + timeout_s
         pause_s = POLL_FIRST_S
         silent_since: float | None = None
         while True:
             try:
                 entry = self.history(prompt_id)
-                if entry is None and not any(prompt_id in ids for ids in self.queue()):
-                    # It may have ended between the two questions.
-                    entry = self.history(prompt_id)
-                    if entry is None:
-                        message = "ComfyUI no longer knows the prompt: it was restarted, or its queue was cleared"
-                        raise ComfyuiError("lost", message)
+                if entry is None:
+                    place = place_in_queue(prompt_id, *self.queue())
+                    if place:
+                        tell(place)
+                    else:  # it may have ended between the two questions
+                        entry = self.history(prompt_id)
                 if entry is not None:
                     return entry
+                if not place:
+                    message = "ComfyUI no longer knows the prompt: it was restarted, or its queue was cleared"
+                    raise ComfyuiError("lost", message)
                 silent_since = None
             except ComfyuiError as error:
                 if error.kind != "unreachable":
@@ -453,12 +468,19 @@ class Client:
         except ValueError as error:
             raise ComfyuiError("image", f"{reference.get('filename')}: {error}") from error
 
-    def run(self, graph: Mapping[str, Any], timeout_s: float, *, front: bool = False) -> dict[str, Any]:
+    def run(
+        self,
+        graph: Mapping[str, Any],
+        timeout_s: float,
+        *,
+        front: bool = False,
+        tell: Callable[[str], None] = lambda _: None,
+    ) -> dict[str, Any]:
         """Submit, follow, fetch and measure. ComfyuiError carries the prompt's id where there is one."""
         started = time.monotonic()
         prompt_id = self.submit(graph, front=front)
         try:
-            entry = self.follow(prompt_id, timeout_s)
+            entry = self.follow(prompt_id, timeout_s, tell)
             seconds = time.monotonic() - started
             with self._reading(f"/history/{prompt_id}", entry):
                 failure = describe_execution(entry.get("status") or {})

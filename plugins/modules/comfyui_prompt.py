@@ -7,7 +7,8 @@ DOCUMENTATION = r"""
 module: comfyui_prompt
 short_description: Run a workflow graph on ComfyUI and measure its images
 description:
-  - Submits a graph in API format, waits for its end, fetches the images and measures them.
+  - Submits a graph in API format, waits for its end, fetches the images and measures them. Meanwhile its progress
+    says whether it runs, or how many others are before it in the queue.
   - What ComfyUI says about a failure is in the message, with the node it is about.
   - After O(timeout_s) the prompt is cancelled; other prompts in the queue are left alone.
   - In check mode, and with O(validate_only), the graph is only held against the server's node classes,
@@ -263,8 +264,8 @@ def render(client: Client, graph: Any, params: dict[str, Any], result: dict[str,
         client.unload()
     sampler = Sampler(functools.partial(ask_gpus, params["sample_gpus"])) if params["sample"] else None
     with Reporter.from_environment() as report, sampler or contextlib.nullcontext():
-        report("rendering")
-        result.update(client.run(graph, params["timeout_s"], front=params["front"]))
+        report("submitted")
+        result.update(client.run(graph, params["timeout_s"], front=params["front"], tell=report))
     if sampler:
         result["samples"] = sampler.result()
     result["changed"] = wrote_files(result)

@@ -454,6 +454,31 @@ def test_a_slow_answer_does_not_end_the_run(told: Any, monkeypatch: pytest.Monke
     assert server.client.follow("p", 10)["status"]["status_str"] == "success"
 
 
+def test_following_tells_where_the_prompt_stands(told: Any) -> None:
+    seen = iter([queues(["a"], ["b", "p"]), queues(["b"], ["p"]), queues(["p"], ["c"])])
+    histories: Iterator[Answer] = iter([(200, {})] * 3 + [ended()])
+    server = told({"GET /history/p": lambda _: next(histories), "GET /queue": lambda _: next(seen)})
+    heard: list[str] = []
+    server.client.follow("p", 10, heard.append)
+    assert heard == ["waiting, 2 before it", "waiting, 1 before it", "running"]
+
+
+def test_the_modules_progress_says_where_the_prompt_stands(
+    told: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DGX_COMFYUI_PROGRESS", str(tmp_path / "progress"))
+    heard: list[str] = []
+
+    def history(_: Any) -> Answer:
+        heard.append(json.loads((tmp_path / "progress").read_text())["text"])
+        return ended() if len(heard) == 2 else (200, {})
+
+    stats: Script = {"GET /system_stats": (200, {"system": {}})}
+    server = told(accepted(**stats, **{"GET /history/p": history, "GET /queue": queues(["a"], ["p"])}))
+    assert "failed" not in run_module(url=server.client.url, graph=RENDER)
+    assert heard == ["submitted", "waiting, 1 before it"]
+
+
 def test_a_restarted_server_has_lost_the_prompt(told: Any) -> None:
     server = told({"GET /history/p": (200, {}), "GET /queue": queues(["other"], [])})
     with pytest.raises(api.ComfyuiError, match="no longer knows the prompt") as caught:
