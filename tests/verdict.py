@@ -25,6 +25,11 @@ import verdict_page
 VERIFIED, BROKEN, COULD_NOT_TELL = "verified", "broken", "could not tell"
 STATUS = {VERIFIED: 0, BROKEN: 1, COULD_NOT_TELL: 6}  # of pytest's own, 2 to 5 mean that it could not do its work
 DOCUMENT, PAGE = "verify.json", "verify.html"
+UNREACHED = (
+    "The control node does not reach the host. The tests know only the last --inventory of the command line: what "
+    "--user, --private-key, --ask-become-pass, --ask-vault-pass or --extra-vars say of the connection belongs there "
+    "(ansible_user, ansible_ssh_private_key_file, ansible_become_password) or in ansible.cfg."
+)
 OLD = (DOCUMENT, PAGE, "verify.xml", "site.json", "*.png")
 
 LEVELS = {
@@ -180,7 +185,7 @@ def plain_name(name: str, host: str) -> str:
 def judge(status: int, passed: int, failed: int, *, reachable: bool) -> tuple[str, str]:
     """Verdict and reason for it, from pytest's status, the outcomes, and whether the host can be reached at the end."""
     if not reachable:
-        return COULD_NOT_TELL, "The control node does not reach the host."
+        return COULD_NOT_TELL, UNREACHED
     if status not in (0, 1) or not passed + failed:
         return COULD_NOT_TELL, f"The tests did not run to their end (pytest's status {status})."
     return (BROKEN, "") if failed or status else (VERIFIED, "")

@@ -59,6 +59,7 @@ def test_the_three_verdicts(status: int, passed: int, failed: int, reachable: bo
     found, reason = verdict.judge(status, passed, failed, reachable=reachable)
     assert found == expected
     assert bool(reason) == (expected == verdict.COULD_NOT_TELL)
+    assert ("belongs there" in reason) == (not reachable)  # most often the command line said what only it can know
 
 
 def run_suite(folder: Path, body: str, passed: int = 2) -> tuple[int, dict[str, Any], str]:
