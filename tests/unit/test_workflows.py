@@ -204,7 +204,7 @@ JSON = st.recursive(
 NODES = st.fixed_dictionaries({}, optional={"class_type": st.just("KSampler"), "inputs": JSON})
 
 
-@hypothesis.settings(max_examples=200)
+@hypothesis.settings(max_examples=200, deadline=None)  # files, on a machine that may be busy
 @hypothesis.given(
     graph=JSON | st.dictionaries(st.sampled_from("123"), NODES),
     form=JSON
