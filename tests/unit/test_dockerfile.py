@@ -30,7 +30,6 @@ def render(version: str, **more: Any) -> str:
     )
     environment.filters["hash"] = lambda text, name: hashlib.new(name, text.encode()).hexdigest()
     variables = {
-        "ansible_managed": "Ansible managed",
         "comfyui_image_base": BASE,
         "comfyui_image_custom_nodes": [],
         "comfyui_image_system_packages": ["libgl1"],
@@ -147,3 +146,8 @@ def test_the_stub_can_be_imported_and_says_why_it_cannot_be_used(
     finally:
         sys.modules.pop("torchaudio")
         sys.modules.pop("torchaudio.functional")
+
+
+def test_the_label_is_the_digest_of_the_lock_as_it_lies_there() -> None:
+    digest = hashlib.sha256(b"lock\n").hexdigest()
+    assert f'dgx-comfyui.requirements.sha256="{digest}"' in render("0.28.1")
