@@ -21,8 +21,8 @@ def numbers(version: str) -> tuple[int, ...]:
 
 
 def without_login(repository: str) -> str:
-    """A repository's address as it may be shown and recorded: no user and no password."""
-    return re.sub(r"^(\w+://)[^/@]*@", r"\1", repository)
+    """A repository's address, or a text with some, as it may be shown and recorded: no user and no password."""
+    return re.sub(r"(\w+://)[^/@\s]*@", r"\1", repository)
 
 
 def version_warnings(version: str, versions: Versions, advisories: Sequence[Mapping[str, str]]) -> list[str]:
@@ -139,8 +139,8 @@ def node_problems(nodes: Sequence[Any]) -> list[str]:
         complete = isinstance(node, Mapping) and set(node) - {"requirements"} == {"name", "repo", "commit"}
         if not complete or not NODE_NAME.fullmatch(name) or not COMMIT.fullmatch(str(node["commit"])):
             problems.append(
-                f"The custom node {node} is not complete, expected name (letters, digits, - . _), repo (a git URL) "
-                "and commit (40 lower-case hex digits). Correct comfyui_custom_nodes."
+                f"The custom node {without_login(str(node))} is not complete, expected name (letters, digits, - . _), "
+                "repo (a git URL) and commit (40 lower-case hex digits). Correct comfyui_custom_nodes."
             )
         elif "requirements" in node and not (isinstance(node["requirements"], str) and node["requirements"].strip()):
             problems.append(
@@ -153,8 +153,8 @@ def node_problems(nodes: Sequence[Any]) -> list[str]:
 
 
 def checkout(node: Mapping[str, str]) -> dict[str, str]:
-    """A custom node with its folder in the build context."""
-    return {**node, "dir": f"custom_nodes/{node['name']}"}
+    """A custom node with its folder in the build context, as it may be shown."""
+    return {**node, "repo": without_login(node["repo"]), "dir": f"custom_nodes/{node['name']}"}
 
 
 def node_requirements(nodes: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:

@@ -26,7 +26,7 @@ GIT = (
         "such a mirror.",
     ),
     (
-        "No space left on device|unable to write|unable to create",
+        "No space left on device|unable to write|unable to create(?!.*File exists)",
         "{build_dir} could not be written, expected room for {what}: its disk is full or read-only. Make room there; "
         "this shows it: df -h {build_dir}",
     ),

@@ -104,6 +104,10 @@ def test_good_inputs_have_no_problem() -> None:
             ["tag is 24.11", "compute capability 12.1", "Expected 25.09 or newer, the first that has"],
         ),
         ({"nodes": ["https://example.com/node.git"]}, ["is not complete", "Correct comfyui_custom_nodes"]),
+        (
+            {"nodes": [{**NODE, "repo": "https://me:secret@example.com/node.git", "commit": "1"}]},
+            ["https://example.com/"],
+        ),
         ({"nodes": [{**NODE, "commit": "main"}]}, ["is not complete", "40 lower-case hex digits"]),
         ({"nodes": [{**NODE, "name": "../app"}]}, ["is not complete"]),
         ({"nodes": [NODE, NODE]}, ["Two custom nodes have the name some-node"]),
@@ -244,6 +248,10 @@ def test_a_failed_build_says_what_to_type(result: dict[str, Any], words: list[st
         ("fatal: repository 'https://example.com/' not found", ["There is no git repository at", "or a mirror of it"]),
         ("fatal: Authentication failed for 'x'", ["wants a login", "Set comfyui_source_repo"]),
         ("fatal: write error: No space left on device", ["/var/lib/comfyui/image could not be written"]),
+        (
+            "fatal: Unable to create '/var/lib/comfyui/image/source/.git/index.lock': File exists.",
+            ["could not be fetched", "index.lock': File exists"],
+        ),
         ("fatal: unable to access 'https://me:secret@example.com/': Could not resolve host", ["could not be fetched"]),
     ],
 )

@@ -84,6 +84,8 @@ def test_a_dry_run_predicts_the_image_that_a_real_one_makes(sandbox: Sandbox, ol
     assert contents["einops"]["licence"]
     assert 0 < record["overhead_b"] < record["size_b"]
     assert "einops==" in sandbox.shell(f"cat /etc/comfyui/images/{tag}.txt")
+    lock = sandbox.shell(f"sha256sum < /etc/comfyui/images/{tag}.txt").split()[0]
+    assert record["labels"]["dgx-comfyui.requirements.sha256"] == lock
     # The login was for git alone.
     assert record["labels"]["org.opencontainers.image.source"] == "http://upstreams.test/git/older.git"
     assert "hunter22" not in made.output + predicted.output
@@ -140,6 +142,8 @@ def test_a_custom_node_that_fits_is_built_in(sandbox: Sandbox) -> None:
     node = sandbox.serve(
         "modest", {"__init__.py": b"NODE_CLASS_MAPPINGS = {}\n", "requirements.txt": b"humanize\neinops\n"}
     )
+    # What a run under the umask 077 leaves there.
+    sandbox.shell("chmod --recursive go= /var/lib/comfyui/image/source")
     # A site's own CA is trusted beside the others: with it alone the package index could not be asked.
     sandbox.shell("openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=own -keyout /dev/null -out /run/own.pem 2>&1")
     nodes = [{"name": "modest", **node}]
@@ -152,6 +156,8 @@ def test_a_custom_node_that_fits_is_built_in(sandbox: Sandbox) -> None:
     record = json.loads(sandbox.shell(f"cat /etc/comfyui/images/{tag}.json"))
     assert "humanize" in [entry["name"] for entry in record["contents"]]
     made = f"dgx-comfyui:{tag}"
+    locked = "find /opt/comfyui/app /data/custom_nodes ! -readable"
+    assert sandbox.shell(f"docker run --rm --network none {made} {locked}") == ""
     traces = "grep -rl -e hunter22 -e 'BEGIN CERT' /root /data /opt/comfyui/*.* || ls /data/custom_nodes/modest"
     assert sandbox.shell(f'docker run --rm --network none --user 0 {made} sh -c "{traces}"').split() == [
         "__init__.py",
