@@ -172,6 +172,7 @@ class BuildLog:
         self.said = ""
         self.fetched_b: int | None = None
         self.failed = ""
+        self.reason = ""
         self.error = False
         self._vertex = ""
         self._names: dict[str, str] = {}
@@ -202,7 +203,7 @@ class BuildLog:
             self._enter(match[1], self.steps, self.steps, "writing the image")
         elif (match := _ERROR.fullmatch(text)) and not self.failed:
             # The steps beside it are reported as cancelled, not as failed.
-            self.failed = match[1]
+            self.failed, self.reason = match.groups()
 
     def _enter(self, vertex: str, step: int | None, steps: int | None, name: str) -> None:
         if vertex == self._vertex:
@@ -231,8 +232,11 @@ class BuildLog:
 
     @property
     def last_lines(self) -> list[str]:
-        """What the failed step said last; all that was said last where it said nothing."""
-        return list(self._last.get(self.failed) or self._all)
+        """What the failed step said last, and what failed where that was not its command; else what all said last."""
+        if self.failed not in self._last:
+            return list(self._all)
+        own = [] if "did not complete successfully" in self.reason else [self.reason]
+        return [*self._last[self.failed], *own][-LAST_LINES:]
 
 
 def build_command(params: dict[str, Any]) -> tuple[list[str], dict[str, str]]:

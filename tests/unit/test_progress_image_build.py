@@ -101,6 +101,12 @@ def test_a_failure_names_its_step_and_its_last_twenty_lines() -> None:
     assert log.last_lines == [f"line {number}" for number in range(11, 31)]
 
 
+def test_a_step_that_the_builder_itself_could_not_do_says_so_beside_its_own_lines() -> None:
+    reason = "failed to write /var/lib/docker/tmp/x: no space left on device"
+    log = follow(f"#7 [3/4] RUN pip install\n#7 0.1 Collecting aiohttp\n#7 ERROR: {reason}\n")
+    assert log.last_lines == ["Collecting aiohttp", reason]
+
+
 def test_a_failure_outside_the_steps_has_the_last_lines_of_all() -> None:
     log = follow("#2 [internal] load metadata for x\n#2 ERROR: not found\nERROR: failed to solve: x: not found")
     assert log.failed_step == ""
@@ -177,7 +183,8 @@ def docker(tmp_path: Path) -> Path:
     (tmp_path / "record.json").write_text("{}")
     (folder / "docker").write_text(DOCKER)
     (folder / "docker").chmod(0o755)
-    (folder / "said").write_text(BEGIN + FAILING + f"#8 0.1 from {SECRET}\n#8 ERROR: exit code: 3\n")
+    end = '#8 ERROR: process "/bin/sh -c for i" did not complete successfully: exit code: 3\n'
+    (folder / "said").write_text(BEGIN + FAILING + f"#8 0.1 from {SECRET}\n" + end)
     return folder
 
 
