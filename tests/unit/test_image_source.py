@@ -1,4 +1,4 @@
-"""What an image is made from: sources that ComfyUI's user can read, no login in any word, and a tag of the inputs alone."""
+"""What an image is made from: sources that its user can read, no login in any word, and a tag of the inputs alone."""
 
 from __future__ import annotations
 

@@ -71,6 +71,40 @@ def test_a_package_that_appeared_fails(gate: ModuleType, torch: Path, tmp_path: 
     assert gate.main(["verify", str(record)]) == 1
 
 
+@pytest.mark.parametrize("owner", ["pytorch-triton", ""])
+def test_a_package_of_another_name_has_the_version_of_its_distribution(
+    gate: ModuleType, torch: Path, tmp_path: Path, owner: str
+) -> None:
+    (torch.parent / "triton").mkdir()
+    (torch.parent / "triton" / "__init__.py").write_text("")
+    if owner:
+        metadata = torch.parent / "pytorch_triton-3.5.dist-info"
+        metadata.mkdir()
+        (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {owner}\nVersion: 3.5\n")
+        (metadata / "RECORD").write_text("triton/__init__.py,,\n")
+    record = tmp_path / "torch.json"
+    assert gate.main(["record", str(record)]) == 0
+    assert json.loads(record.read_text())["packages"]["triton"]["version"] == ("3.5" if owner else None)
+    assert gate.main(["verify", str(record)]) == 0
+
+
+def test_a_pip_that_says_nothing_is_no_proof(gate: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate.sys, "executable", "/bin/false")
+    with pytest.raises(SystemExit, match=r"^torch gate: pip check did not run: exit status 1$"):
+        gate.pip_findings()
+
+
+def test_a_base_without_torchaudio_lets_no_requirement_bring_one(gate: ModuleType, torch: Path, tmp_path: Path) -> None:
+    constraints = tmp_path / "constraints.txt"
+    gate.main(["record", str(tmp_path / "torch.json")])
+    assert "torchaudio<0" in constraints.read_text().splitlines()
+    metadata = torch.parent / "torchaudio-2.9.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: torchaudio\nVersion: 2.9.0\n")
+    gate.main(["record", str(tmp_path / "torch.json")])
+    assert [line for line in constraints.read_text().splitlines() if "audio" in line] == ["torchaudio==2.9.0"]
+
+
 def test_new_findings_of_pip_fail_and_old_ones_do_not(
     gate: ModuleType, torch: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +183,7 @@ def test_constraints_come_from_the_metadata(gate: ModuleType, torch: Path, tmp_p
     gate.main(["record", str(tmp_path / "torch.json")])
     lines = (tmp_path / "constraints.txt").read_text().splitlines()
     assert "torch==2.14.0a0+b2c75dd062.nv26.9.63802676" in lines
-    assert all(line.split("==")[0] in ("torch", "numpy") for line in lines)
+    assert all(line.split("==")[0] in ("torch", "numpy", "torchaudio<0") for line in lines)
 
 
 @pytest.mark.parametrize(

@@ -45,13 +45,22 @@ def tree_digest(folder: Path) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
+def package_version(name: str) -> str | None:
+    """Version of an importable package, whose distribution may have another name (NGC's triton); None where none is."""
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        owners = metadata.packages_distributions().get(name, [])
+        return metadata.version(owners[0]) if owners else None
+
+
 def package_state(name: str) -> dict[str, Any] | None:
     """Version, place and digest of an importable package; None where there is none."""
     spec = importlib.util.find_spec(name)
     if spec is None or spec.origin is None:
         return None
     folder = Path(spec.origin).parent
-    return {"version": metadata.version(name), "folder": str(folder), "sha256": tree_digest(folder)}
+    return {"version": package_version(name), "folder": str(folder), "sha256": tree_digest(folder)}
 
 
 def normal(name: str) -> str:
@@ -62,15 +71,23 @@ def normal(name: str) -> str:
 def constraints() -> list[str]:
     """The versions of the base that no requirement may move, as lines of a constraint file.
 
-    They are those of the metadata: `torch.__version__` of an NGC image is not what pip compares with.
+    They are those of the metadata: `torch.__version__` of an NGC image is not what pip compares with. A base without
+    torchaudio gets none: newer ones name no torch that they need, and fit none but the public one.
     """
     found = {normal(one.name): one.version for one in metadata.distributions() if one.name}
-    return [f"{name}=={version}" for name, version in sorted(found.items()) if CONSTRAINED.fullmatch(name)]
+    lines = [f"{name}=={version}" for name, version in sorted(found.items()) if CONSTRAINED.fullmatch(name)]
+    return lines if "torchaudio" in found else [*lines, "torchaudio<0"]
 
 
 def pip_findings() -> list[str]:
-    """What `pip check` complains of; a base may have findings of its own, so they are compared, not counted."""
+    """What `pip check` complains of; a base may have findings of its own, so they are compared, not counted.
+
+    Ends the program where pip does not come to say anything: that is no proof.
+    """
     done = subprocess.run([sys.executable, "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    if done.returncode and not done.stdout.strip():
+        said = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        sys.exit(f"torch gate: pip check did not run: {said[-1]}")
     return sorted(done.stdout.splitlines()) if done.returncode else []
 
 
@@ -121,7 +138,7 @@ def release(version: str) -> tuple[int, ...]:
 def unsuitable(recorded: dict[str, Any], torch_minimum: str, pythons: tuple[str, str]) -> list[str]:
     """What of the base is too old or too new for a ComfyUI version and its lock."""
     problems = []
-    version = recorded["packages"]["torch"]["version"]
+    version = str(recorded["packages"]["torch"]["version"])
     if release(version) < release(torch_minimum):
         problems.append(f"the base has torch {version}, expected {torch_minimum} or newer")
     oldest, newest = pythons
