@@ -77,6 +77,15 @@ def test_the_preflight_of_every_role_runs_first() -> None:
     assert set(provision) >= {"block", "rescue"}
 
 
+def test_images_go_after_the_service_has_forgotten_the_releases_that_named_them() -> None:
+    (play,) = yaml.safe_load((ROOT / "playbooks/site.yml").read_text())
+    roles = [task.get("ansible.builtin.import_role", {}) for task in play["tasks"][-1]["block"]]
+    prune = roles.index({"name": "comfyui_image", "tasks_from": "prune"})
+    assert roles.index({"name": "comfyui_service"}) < prune
+    # The role itself comes before the service, and keeps what the host may have to go back to.
+    assert "prune" not in (ROOT / "roles/comfyui_image/tasks/main.yml").read_text()
+
+
 @pytest.mark.parametrize("name", ["rollback", "site", "teardown"])
 def test_what_changes_a_host_has_claimed_it_and_lets_go_of_it(name: str) -> None:
     (play,) = yaml.safe_load((ROOT / f"playbooks/{name}.yml").read_text())
