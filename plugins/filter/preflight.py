@@ -72,6 +72,25 @@ def request_missing(value: Any, gpu_list: str, mig_modes: str = "") -> list[str]
     return missing_devices(requested(value), parse_gpus(gpu_list, mig_modes))
 
 
+def capabilities(value: Any, lines: list[str], gpu_list: str) -> list[str]:
+    """The compute capabilities, such as 12.1, of the GPUs of a request; those of the others are nobody's concern.
+
+    `lines` are name, driver version and capability of each GPU, `gpu_list` is what `nvidia-smi -L` printed of the same.
+    """
+    names = requested(value)
+    if names == ["none"]:
+        return []
+    gpus = parse_gpus(gpu_list)
+    if names not in (["all"], ["auto"]) and len(gpus) == len(lines):
+        lines = [
+            line
+            for line, gpu in zip(lines, gpus, strict=True)
+            if {gpu.index, gpu.uuid, *gpu.mig, *gpu.mig.values()} & set(names)
+        ]
+    found = [line.rpartition(", ")[2].strip() for line in lines]
+    return list(dict.fromkeys(one for one in found if one[:1].isdigit()))
+
+
 def disks(needs: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One entry for each filesystem that has something to hold, with what all that comes to it needs, in bytes.
 
@@ -97,6 +116,7 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "preflight_capabilities": capabilities,
             "preflight_disks": disks,
             "preflight_machine": describe_machine,
             "preflight_gpu_request": request_text,

@@ -57,3 +57,37 @@ def test_a_machine_is_described_from_what_the_probe_read(preflight: ModuleType) 
     }
     assert preflight.describe_machine(commands, kinds, "spark", [])["kind"] == "spark"
     assert preflight.describe_machine(commands, kinds, "auto", [])["title"] == "unknown machine"
+
+
+GPU_LINES = [
+    "NVIDIA GB300, 590.1, 10.3",
+    "NVIDIA T400, 590.1, 7.5",
+    "NVIDIA H100, 590.1, 9.0",
+    "NVIDIA H100, 590.1, 9.0",
+]
+GPU_LIST = """GPU 0: NVIDIA GB300 (UUID: GPU-00aa)
+GPU 1: NVIDIA T400 (UUID: GPU-11bb)
+GPU 2: NVIDIA H100 (UUID: GPU-22cc)
+  MIG 1g.10gb     Device  0: (UUID: MIG-22dd)
+GPU 3: NVIDIA H100 (UUID: GPU-33ee)
+"""
+
+
+@pytest.mark.parametrize(
+    ("request_text", "expected"),
+    [
+        ("all", ["10.3", "7.5", "9.0"]),
+        ("none", []),
+        ("0", ["10.3"]),
+        ("GPU-11bb,3", ["7.5", "9.0"]),
+        ("2:0", ["9.0"]),
+        ("MIG-22dd", ["9.0"]),
+    ],
+)
+def test_only_the_gpus_of_the_request_count(preflight: ModuleType, request_text: str, expected: list[str]) -> None:
+    assert preflight.capabilities(request_text, GPU_LINES, GPU_LIST) == expected
+
+
+def test_a_gpu_that_says_no_capability_or_is_not_listed_is_passed_over(preflight: ModuleType) -> None:
+    assert preflight.capabilities("all", ["NVIDIA GB10, 580.95.05, 12.1", "NVIDIA X, 580, [N/A]"], "") == ["12.1"]
+    assert preflight.capabilities("0", GPU_LINES[:1], "") == ["10.3"]
