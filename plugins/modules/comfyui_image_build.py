@@ -368,7 +368,7 @@ def finish(module: AnsibleModule, changed: bool, **more: Any) -> None:
     reference = f"{params['name']}:{params['tag']}"
     if module.check_mode:
         module.exit_json(changed=changed, reference=reference, image_id=image_id(reference))
-    if not os.path.exists(params["record"]):
+    if "seconds" in more or not os.path.exists(params["record"]):  # one that is there is of another build
         changed, record = True, write_record(reference, params["record"])
     else:
         record = describe(reference)

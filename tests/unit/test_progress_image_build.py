@@ -258,6 +258,13 @@ def test_an_image_that_lost_its_record_gets_it_again(docker: Path) -> None:
     assert call(docker, record=str(path))["changed"] is False
 
 
+def test_a_new_image_takes_the_place_of_the_last_ones_record(docker: Path) -> None:
+    record = docker.parent / "record.json"
+    record.write_text('{"image_id": "sha256:of another build"}')
+    assert call(docker)["changed"] is True
+    assert json.loads(record.read_text())["image_id"] == "sha256:11"
+
+
 def test_without_the_first_step_all_counts() -> None:
     assert image.overhead_b("700 RUN pip install\n5000 RUN of the base\n") == 5700
 

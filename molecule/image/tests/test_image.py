@@ -15,6 +15,7 @@ import pytest
 from pip._internal.models.index import PyPI
 
 from image_sandbox import Sandbox
+from playbook_runs import ROOT
 
 NAME = os.environ.get("MOLECULE_SCENARIO_NAME", "image")
 GATE = ["/opt/comfyui/venv/bin/python", "/opt/comfyui/torch_gate.py"]
@@ -249,16 +250,23 @@ def test_a_torch_without_code_for_the_hosts_gpu_is_refused(sandbox: Sandbox) -> 
         "printf '#!/bin/sh\\necho NVIDIA GB10, 580.95.05, 12.1\\n' > /usr/local/bin/nvidia-smi && chmod 755 "
         "/usr/local/bin/nvidia-smi"
     )
+    before = sandbox.images(), sandbox.shell("ls /etc/comfyui/images")
     try:
         outcome = sandbox.play(comfyui_device="cuda")
+        # A comment makes another tag, and every step of it is in the cache.
+        (sandbox.scratch / "Dockerfile.j2").write_text((ROOT / "templates/Dockerfile.j2").read_text() + "# another\n")
+        built = sandbox.play(comfyui_device="cuda", comfyui_image_template_dir=str(sandbox.scratch))
     finally:
         sandbox.shell("rm /usr/local/bin/nvidia-smi")
-    assert outcome.status != 0
+    for refused in (outcome, built):
+        assert refused.status != 0
+        assert (
+            "this torch has code for no GPU, expected the compute capability 12.1 too: the GPU of this host"
+            in refused.message
+        )
     assert (
-        "this torch has code for no GPU, expected the compute capability 12.1 too: the GPU of this host"
+        "Set comfyui_base_image to a base for it, as the default is (25.09 is the first NGC tag seen to have it)"
         in outcome.message
     )
-    assert (
-        "Set comfyui_base_image to a base for it, as the default is (the first such tag of NGC is 25.09)"
-        in outcome.message
-    )
+    assert "Build the image on the base" in built.output
+    assert (sandbox.images(), sandbox.shell("ls /etc/comfyui/images")) == before
