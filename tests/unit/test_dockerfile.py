@@ -97,6 +97,13 @@ def test_requirements_of_the_site_take_the_place_of_a_nodes_own() -> None:
     assert "requirements.txt /data" not in render("0.28.1", comfyui_image_custom_nodes=[NODE])
 
 
+def test_what_is_locked_is_compiled_at_once_and_before_the_gate() -> None:
+    text = render("0.28.1")
+    install, _, rest = text.partition("--no-deps --require-hashes --no-compile")
+    assert install.endswith("-m pip install --disable-pip-version-check \\\n      ")
+    assert "compileall -qq -j 0 --invalidation-mode unchecked-hash" in rest.partition("torch_gate.py verify")[0]
+
+
 def test_a_base_with_all_libraries_is_asked_for_none() -> None:
     assert "apt-get" not in render("0.28.1", comfyui_image_system_packages=[])
 
