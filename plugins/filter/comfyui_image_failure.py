@@ -164,7 +164,13 @@ def failure(result: Mapping[str, Any], action: str, image: Mapping[str, Any]) ->
             "type: make lock"
         )
     solving = re.search(r"failed to solve: .*", text)
-    if solving and image["base"] in solving[0] and not re.search("did not complete|no space", solving[0]):
+    # A layer of the base is named by its digest alone; only what is fetched can have a wrong one.
+    of_base = solving and (
+        image["base"] in solving[0]
+        or " FROM " in str(result.get("step", ""))
+        or re.search("unexpected commit digest", solving[0])
+    )
+    if solving and of_base and not re.search("did not complete|no space|context canceled", solving[0]):
         return first_fit(BASE, solving[0], {**words, "words": solving[0]})
     if found := first_fit(STEP, text, words):
         return found

@@ -225,8 +225,26 @@ ERROR: ResolutionImpossible: for help
             {"msg": f"failed to solve: {GOOD_BASE}: failed to copy: digest mismatch sha256:1: sha256:2"},
             ["something else than", "damages what it serves"],
         ),
+        (  # as in docker/buildx#1775
+            {
+                "msg": 'x\nERROR: failed to solve: failed to compute cache key: failed commit on ref "layer-sha256:1": '
+                "unexpected commit digest sha256:2, expected sha256:1"
+            },
+            ["something else than", "expected sha256:1", "damages what it serves"],
+        ),
+        (
+            {
+                "msg": "x\nERROR: failed to solve: failed to copy: read tcp: connection reset by peer",
+                "step": "1/9 FROM nvcr.io/nvidia/pytorch:26.09-py3",
+            },
+            ["could not be fetched", "connection reset", "or set comfyui_base_image to a mirror"],
+        ),
         ({"msg": f"failed to solve: {GOOD_BASE}: 401 Unauthorized"}, ["docker login nvcr.io"]),
         ({"msg": f"failed to solve: {GOOD_BASE}: no match for platform in manifest"}, ["architecture"]),
+        (
+            {"msg": "x\nERROR: failed to solve: Canceled: context canceled", "step": "1/9 FROM nvcr.io/nvidia/pytorch"},
+            ["was interrupted", "Run this again"],
+        ),
         ({"msg": "Building ended in the middle: RUN pip", "interrupted": True}, ["was interrupted", "Run this again"]),
         (
             {"msg": "Building failed for a reason of its own."},
