@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -563,8 +564,10 @@ def keep_settings(release: dict[str, Any], made_for: str) -> None:
     """Pack the user folder (settings, database, workflows) while nothing writes to it; the newest few are kept."""
     folder = Path(release["backup_dir"])
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    name = f"user-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{made_for}.tar.gz"
-    fresh = folder / f".{name}.new"
+    # Other hosts may keep theirs in the same folder.
+    ours = f"user-{platform.node()}-"
+    name = f"{ours}{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}-{made_for}.tar.gz"
+    fresh = folder / f".{ours}new"
     try:
         with tarfile.open(fresh, "w:gz") as archive:
             archive.add(f"{release['data_dir']}/user", arcname="user")
@@ -575,7 +578,8 @@ def keep_settings(release: dict[str, Any], made_for: str) -> None:
             f"The backup of {release['data_dir']}/user to {folder} failed: {error}. Make room there, set "
             'comfyui_service_backup_dir to another folder, or to "" for none.'
         ) from error
-    for old in sorted(folder.glob("user-*.tar.gz"))[:-BACKUPS_KEPT]:
+    pattern = re.compile(re.escape(ours) + r"\d{8}T\d{6}Z-.+\.tar\.gz")
+    for old in sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))[:-BACKUPS_KEPT]:
         old.unlink()
 
 

@@ -276,6 +276,23 @@ def test_settings_are_packed_before_another_release_starts(world: World, tmp_pat
     assert packed.name.endswith(f"-{OLD}.tar.gz")
 
 
+def test_the_newest_backups_of_this_host_are_kept_and_all_of_others(
+    module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "user").mkdir()
+    (tmp_path / "backups").mkdir()
+    others = {"user-dgx-20200101T000000Z-a.tar.gz", "user-dgx-1-b-20200101T000000Z-a.tar.gz", "user-mine.tar.gz"}
+    ours = [f"user-dgx-1-2020010{day}T000000Z-{OLD}.tar.gz" for day in (1, 2, 3)]
+    for name in (*others, *ours):
+        (tmp_path / "backups" / name).touch()
+    monkeypatch.setattr(module.platform, "node", lambda: "dgx-1")
+    module.keep_settings({"backup_dir": str(tmp_path / "backups"), "data_dir": str(tmp_path)}, OLD)
+    left = {path.name for path in (tmp_path / "backups").iterdir()}
+    assert left > {*others, *ours[1:]}
+    assert ours[0] not in left
+    assert len(left) == 6
+
+
 def test_a_backup_that_fails_keeps_the_old_container(world: World, tmp_path: Path) -> None:
     set_image(world, NEW, "good", data_dir=str(tmp_path / "absent"), backup_dir=str(tmp_path))
     world.guard.releases.point_at(NEW)
