@@ -10,13 +10,17 @@ from live_host import LiveHost
 
 HOST = os.environ.get("MOLECULE_SCENARIO_NAME", "hardening")
 PLACES = "/srv/comfyui /etc/docker /var/backups/comfyui"
-KEPT = f"find {PLACES} -type f -not -name '*.db*' -print0 | sort -z | xargs -0 sha256sum"
+KEPT = (
+    f"find {PLACES} -type f -not -name '*.db*' -not -path '/srv/comfyui/cache/*' -print0 | sort -z | xargs -0 sha256sum"
+)
+THEIRS = "/srv/comfyui/theirs /var/backups/comfyui/theirs"
 OURS = (
     "/etc/comfyui",
     "/etc/systemd/system/comfyui.service",
     "/etc/systemd/system/comfyui-guard.service",
     "/etc/systemd/system/comfyui-guard.timer",
     "/opt/dgx-comfyui",
+    "/srv/comfyui/cache",
     "/usr/local/lib/comfyui",
     "/var/lib/comfyui",
 )
@@ -24,10 +28,10 @@ OURS = (
 
 @pytest.fixture(scope="module")
 def live() -> LiveHost:
-    """The host, with a stranger's container on an image that shares ours layer for layer."""
+    """The host, with a stranger's files, and a container of theirs on an image that shares ours layer for layer."""
     live = LiveHost(HOST)
     live.shell(
-        "mkdir --parents /var/backups/comfyui; touch /var/backups/comfyui/mine;"
+        f"mkdir --parents /var/backups/comfyui; touch {THEIRS};"
         f"docker tag {live.inspect()['Config']['Image']} stranger:1;"
         "docker run --detach --name stranger --entrypoint sleep stranger:1 infinity"
     )
@@ -71,7 +75,6 @@ def test_data_goes_when_asked(live: LiveHost) -> None:
     other = stranger(live)
     done = live.playbook("playbooks/teardown.yml", comfyui_service_remove_data=True)
     assert done.returncode == 0, done.stdout
-    for path in ("/srv/comfyui", "/var/backups/comfyui"):
-        assert live.run(f"test -e {path}").returncode != 0, path
+    assert live.shell("find /srv/comfyui /var/backups/comfyui -type f | sort | xargs") == THEIRS
     assert live.run("getent passwd comfyui").returncode != 0
     assert stranger(live) == other
