@@ -269,6 +269,23 @@ class Guard:
         self.releases = releases or Releases()
         self.engine = engine or Engine()
 
+    def serve(self) -> None:
+        """Start for systemd: a release that a change left before it proved itself and that does not start is left."""
+        try:
+            self.start()
+        except (GuardError, ReleaseError) as error:
+            current = self.releases.current
+            before = self.releases.before(current)
+            if not before or current in self.releases.state()["proved"]:
+                raise
+            try:
+                with alone(0):
+                    say(f"Going back to release {before}: {current} never proved itself, and {error}")
+                    self.releases.point_at(before)
+                    self.start()
+            except BusyError:  # whoever changes it goes back itself
+                raise error from None
+
     def start(self) -> None:
         """Make sure that the current release's container runs, with the driver as it is now."""
         release = self.releases.load(self.releases.current)
@@ -642,7 +659,7 @@ def main(arguments: list[str]) -> int:
         elif asked.verb == "rollback":
             print(json.dumps(guard.rollback(asked.release, drain_s=asked.drain_s)))
         else:
-            {"start": guard.start, "stop": guard.stop}[asked.verb]()
+            {"start": guard.serve, "stop": guard.stop}[asked.verb]()
     except (GuardError, ReleaseError) as error:
         say(str(error))
         if asked.verb in {"activate", "rollback"}:

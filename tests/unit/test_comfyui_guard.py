@@ -109,7 +109,7 @@ class World:
         if words == ("systemctl", "restart", "comfyui.service"):
             try:
                 self.guard.stop()
-                self.guard.start()
+                self.guard.serve()
             except self.guard.errors as error:
                 return False, "", str(error)
         if words == ("systemctl", "restart", "nvidia-cdi-refresh.service") and self.spec_mends:
@@ -232,6 +232,26 @@ def test_a_missing_image_leaves_the_old_container_alone(world: World) -> None:
     world.guard.releases.point_at(NEW)
     world.images.clear()
     assert "is not on this host" in error_of(world, world.guard.start)
+    assert world.changes == []
+
+
+def test_a_change_that_was_left_before_its_release_could_start_is_undone_by_the_next_start(world: World) -> None:
+    world.guard.releases.point_at(NEW)
+    world.images.clear()
+    world.guard.serve()
+    assert (world.guard.releases.current, world.release, world.image) == (OLD, OLD, "good")
+
+
+def test_a_start_goes_back_from_nothing_that_proved_itself_or_is_being_changed(
+    world: World, module: ModuleType
+) -> None:
+    world.container, world.images = None, set()
+    assert "is not on this host" in error_of(world, world.guard.serve)
+    assert world.guard.releases.current == OLD
+    world.guard.releases.point_at(NEW)
+    with module.alone(0):
+        assert "is not on this host" in error_of(world, world.guard.serve)
+    assert world.guard.releases.current == NEW
     assert world.changes == []
 
 
