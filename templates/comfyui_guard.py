@@ -57,16 +57,21 @@ CRASH_LIMIT = 2
 LONG_PROMPT_S = 3600
 LOG_LINES = 30
 
-# Fails where the container lost its devices or holds a driver's old library. Asks for no GPU memory.
-CUDA_ANSWERS = """
+# Says so where the container lost its devices or holds a driver's old library. Asks for no GPU memory.
+NO_CUDA = "no CUDA: "
+CUDA_ANSWERS = f"""
 import ctypes
-cuda = ctypes.CDLL("libcuda.so.1")
-found = ctypes.c_int()
-for name, status in (("cuInit", cuda.cuInit(0)), ("cuDeviceGetCount", cuda.cuDeviceGetCount(ctypes.byref(found)))):
+try:
+    cuda = ctypes.CDLL("libcuda.so.1")
+    found = ctypes.c_int()
+    statuses = {{"cuInit": cuda.cuInit(0), "cuDeviceGetCount": cuda.cuDeviceGetCount(ctypes.byref(found))}}
+except (AttributeError, OSError) as error:
+    raise SystemExit(f"{NO_CUDA}{{error}}")
+for name, status in statuses.items():
     if status:
-        raise SystemExit(f"{name} answered {status}")
+        raise SystemExit(f"{NO_CUDA}{{name}} answered {{status}}")
 if not found.value:
-    raise SystemExit("CUDA finds no GPU")
+    raise SystemExit("{NO_CUDA}it finds no GPU")
 """
 # What proves a release: computing, with the torch that ComfyUI uses.
 CUDA_COMPUTES = """
@@ -339,8 +344,12 @@ class Guard:
         may_replace = not findings
         if may_replace and computes_on_gpu(release):
             done = self.engine.python(CUDA_ANSWERS)
+            words = (done.stderr or done.stdout).strip()[-300:]
+            if NO_CUDA in words:
+                return findings, f"it lost the GPU: {words}"
+            # Docker, a limit or a slow host may be the reason, and a render may be under way.
             if done.returncode != 0:
-                return findings, f"it lost the GPU: {(done.stderr or done.stdout).strip()[-300:]}"
+                findings.append(f"CUDA could not be asked in ComfyUI's container: {words}. See systemctl status docker.")
         said, reason = self.look_at_api(release, found, memory, may_replace=may_replace)
         return findings + room_problems(release) + said, reason
 
@@ -349,6 +358,7 @@ class Guard:
     ) -> tuple[list[str], str]:
         """The same for the API and its queue."""
         client = client_of(release)
+        memory["answered"] = False
         try:
             client.wait(0)
             running, pending = client.queue()
@@ -358,7 +368,7 @@ class Guard:
             memory["silent"] = memory.get("silent", 0) + 1
             said = f"its API was silent {memory['silent']} times in a row: {error}"
             return [f"ComfyUI: {said}"], said if memory["silent"] >= SILENT_LIMIT else ""
-        memory["silent"] = 0
+        memory.update(answered=True, silent=0)
         # Between two jobs nothing runs for a moment.
         memory["idle"] = memory.get("idle", 0) + 1 if pending and not running else 0
         if memory["idle"] >= STUCK_LIMIT:
@@ -374,7 +384,8 @@ class Guard:
             memory = recall()
             findings, reason = self.look(memory, mend=True)
             if not reason:
-                memory["repairs"] = memory.get("repairs", 0) if memory.get("silent") else 0
+                # One that still starts has not shown that the repair helped.
+                memory["repairs"] = 0 if memory.get("answered") else memory.get("repairs", 0)
             elif memory.get("repairs", 0) >= REPAIR_LIMIT:
                 findings.append(
                     f"ComfyUI's container was made anew {REPAIR_LIMIT} times and it did not help: {reason}. It last "

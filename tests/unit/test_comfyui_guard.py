@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 import tarfile
 import time
 from pathlib import Path
@@ -48,6 +49,7 @@ class World:
         self.container: dict[str, Any] | None = None
         self.images = {"good", "exits", "silent", "blind"}
         self.engine_answers = True
+        self.exec_fails = ""
         self.spec_problems: list[str] = []
         self.spec_mends = True
         self.spec = "spec-1"
@@ -99,7 +101,7 @@ class World:
             assert self.container
             self.container["State"]["Running"] = words[1] == "start" and self.container["image"] != "exits"
         elif words[1] == "exec":
-            return self.image != "blind", "", "cuInit answered 999"
+            return self.image != "blind" and not self.exec_fails, "", self.exec_fails or "no CUDA: cuInit answered 999"
         elif words[1] == "run":
             labels = dict(word.split("=", 1) for word in words if word.startswith("dgx-comfyui."))
             self.made(labels["dgx-comfyui.release"], words[words.index("python") - 1])
@@ -347,7 +349,42 @@ def test_a_lost_gpu_is_a_reason(world: World, capsys: pytest.CaptureFixture[str]
     world.made(OLD, "blind")
     assert check(world) == []
     assert world.image == "good"
-    assert "it lost the GPU: cuInit answered 999" in capsys.readouterr().err
+    assert "it lost the GPU: no CUDA: cuInit answered 999" in capsys.readouterr().err
+
+
+def test_an_engine_that_cannot_ask_for_the_gpu_is_no_reason(world: World) -> None:
+    world.exec_fails = "OCI runtime exec failed: exec failed: resource temporarily unavailable"
+    for _ in range(3):
+        assert "CUDA could not be asked" in check(world)[0]
+    assert world.changes == []
+
+
+@pytest.mark.parametrize(
+    ("library", "words"),
+    [
+        ("", "libcuda.so.1: cannot open shared object file"),
+        ("int cuInit(int f) { return 999; } int cuDeviceGetCount(int *n) { return 0; }", "cuInit answered 999"),
+        ("int cuInit(int f) { return 0; } int cuDeviceGetCount(int *n) { return 0; }", "it finds no GPU"),
+        ("int cuInit(int f) { return 0; } int cuDeviceGetCount(int *n) { *n = 1; return 0; }", ""),
+    ],
+)
+def test_what_is_asked_in_the_container_says_what_is_wrong(
+    module: ModuleType, tmp_path: Path, library: str, words: str
+) -> None:
+    if library:
+        (tmp_path / "cuda.c").write_text(library)
+        compiler = ["cc", "-shared", "-fPIC", "-o", str(tmp_path / "libcuda.so.1"), str(tmp_path / "cuda.c")]
+        subprocess.run(compiler, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", module.CUDA_ANSWERS],
+        env={"LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode == 0) == (not words)
+    assert done.stderr.startswith(f"{module.NO_CUDA}{words}" if words else "")
+    assert "Traceback" not in done.stderr
 
 
 def test_a_host_without_its_gpu_keeps_the_container_that_still_has_it(world: World) -> None:
@@ -401,6 +438,24 @@ def test_what_does_not_help_is_not_repeated_for_ever(world: World) -> None:
     assert "made anew 3 times and it did not help" in check(world)[0]
     assert "its last words" in check(world)[0]
     assert world.changes.count("run") == 3
+
+
+def test_a_start_does_not_show_that_a_repair_helped(world: World) -> None:
+    set_image(world, OLD, "silent", start_timeout_s=10**9)
+    world.made(OLD, "silent")
+    for _ in range(3):
+        assert check(world) == []  # it starts
+        assert world.container
+        world.container["State"]["Running"] = False
+        assert check(world) == []
+    assert check(world) == []
+    world.container["State"]["Running"] = False
+    assert "made anew 3 times and it did not help" in check(world)[0]
+    world.made(OLD, "good")
+    assert check(world) == []
+    world.made(OLD, "good", running=False)
+    check(world)
+    assert world.image == "silent"
 
 
 def test_a_check_without_an_engine_touches_nothing(world: World) -> None:
