@@ -222,6 +222,15 @@ def host_part(address: str) -> str:
     return f"[{address}]" if ":" in address else address
 
 
+@contextlib.contextmanager
+def understood() -> Iterator[None]:
+    """Take an answer of another shape than ComfyUI's for what it is, the server's fault."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise ComfyuiError("not_comfyui", f"its answer is not what ComfyUI answers ({error!r:.200})") from error
+
+
 def client_of(release: dict[str, Any]) -> Client:
     """The API as this host reaches it."""
     address = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(release["bind_address"], release["bind_address"])  # noqa: S104
@@ -349,7 +358,9 @@ class Guard:
                 return findings, f"it lost the GPU: {words}"
             # Docker, a limit or a slow host may be the reason, and a render may be under way.
             if done.returncode != 0:
-                findings.append(f"CUDA could not be asked in ComfyUI's container: {words}. See systemctl status docker.")
+                findings.append(
+                    f"CUDA could not be asked in ComfyUI's container: {words}. See systemctl status docker."
+                )
         said, reason = self.look_at_api(release, found, memory, may_replace=may_replace)
         return findings + room_problems(release) + said, reason
 
@@ -360,8 +371,9 @@ class Guard:
         client = client_of(release)
         memory["answered"] = False
         try:
-            client.wait(0)
-            running, pending = client.queue()
+            with understood():
+                client.wait(0)
+                running, pending = client.queue()
         except ComfyuiError as error:
             if time.time() - started_at(found["State"]) <= release["start_timeout_s"]:
                 return [], ""
@@ -445,7 +457,7 @@ class Guard:
                 if changed:
                     self.releases.point_at(identity)
                     restart_unit()
-                answered = self.prove(release)
+                answered = self.prove(release, busy=not changed and identity in state["proved"])
             except (GuardError, ReleaseError, ComfyuiError) as error:
                 # One that runs and has proved itself before is not the reason.
                 to_blame = current != identity or identity not in state["proved"]
@@ -460,46 +472,56 @@ class Guard:
         found = self.engine.inspect()
         return label(found, RELEASE_LABEL) == identity and bool(found and found["State"]["Running"])
 
-    def prepare(self, release: dict[str, Any], drain_s: float) -> int:
-        """All that can be seen and awaited before the server that runs is stopped. Returns how many jobs that loses."""
+    def prepare(self, release: dict[str, Any], drain_s: float) -> int | None:
+        """All that can be seen and awaited before the server that runs is stopped. Returns as drain does."""
         if not self.engine.has_image(release["image"]):
             raise GuardError(f"The image {release['image']} is not on this host. Run ansible-playbook site.yml for it.")
         if problems := room_problems(release):
             raise GuardError(" ".join(problems))
         return self.drain(release, drain_s)
 
-    def drain(self, release: dict[str, Any], drain_s: float) -> int:
-        """Wait until the server that runs has nothing to do. Returns how many jobs a stop now loses."""
-        running = self.releases.current
+    def drain(self, release: dict[str, Any], drain_s: float) -> int | None:
+        """Wait until the server that runs has nothing to do. Returns how many jobs a stop loses, None if unknown."""
+        running = label(self.engine.inspect(), RELEASE_LABEL)
         client = client_of(self.releases.load(running) if running and self.releases.path(running).exists() else release)
         deadline = time.monotonic() + drain_s
         while True:
+            jobs: int | None
             try:
-                jobs = sum(map(len, client.queue()))
+                with understood():
+                    jobs = sum(map(len, client.queue()))
+                words = f"{jobs} jobs"
             except ComfyuiError:
-                return 0  # who does not answer takes no orders either
-            if not jobs:
+                # A server that is not there, or that never worked, has no orders.
+                if not self.runs(running) or running not in self.releases.state()["proved"]:
+                    return 0
+                jobs, words = None, "an unknown number of jobs (the queue does not answer)"
+            if jobs == 0:
                 return 0
             if drain_s == 0:
-                say(f"{jobs} jobs are lost by the stop")
+                say(f"{words} are lost by the stop")
                 return jobs
             if time.monotonic() >= deadline:
                 raise GuardError(
-                    f"{jobs} jobs run or wait after {drain_s:g} s, expected an empty queue: a stop now would lose "
+                    f"{words} run or wait after {drain_s:g} s, expected an empty queue: a stop now would lose "
                     "them. Run this again when they are done, allow more with comfyui_service_drain_timeout_s, or lose "
                     "them with comfyui_service_drain_timeout_s: 0."
                 )
-            say(f"waiting for {jobs} jobs")
+            say(f"waiting for {words}")
             time.sleep(min(POLL_S * 4, max(0.0, deadline - time.monotonic())))
 
-    def prove(self, release: dict[str, Any]) -> float:
-        """Levels 1 and 2, and 3 on a GPU. Returns the moment of the API's first answer."""
+    def prove(self, release: dict[str, Any], *, busy: bool = False) -> float:
+        """Levels 1 and 2, and 3 on a GPU. Returns the moment of the API's first answer.
+
+        `busy`: where the server renders, that proves it, and the render is not asked for: it would wait for that one.
+        """
         say("its API does not answer yet")
         client = client_of(release)
         deadline = time.monotonic() + release["start_timeout_s"]
         while True:
             try:
-                client.wait(0)
+                with understood():
+                    client.wait(0)
                 break
             except ComfyuiError as error:
                 found = self.engine.inspect() or {"State": {"Running": False, "ExitCode": "unknown"}}
@@ -509,10 +531,16 @@ class Guard:
                     raise GuardError(f"after {release['start_timeout_s']} s: {error}.") from error
             time.sleep(POLL_S)
         answered = time.monotonic()
-        say("rendering")
-        result = client.run(json.loads(RENDER_CHECK.read_text()), release["start_timeout_s"], front=True)
-        if len(result["images"]) != 1:
-            raise GuardError(f"{len(result['images'])} images came back, 1 expected.")
+        graph = json.loads(RENDER_CHECK.read_text())
+        with understood():
+            check_answers(client, graph)
+            if busy and client.queue()[0]:
+                say("not asked for an image: it renders another one")
+            else:
+                say("rendering")
+                result = client.run(graph, release["start_timeout_s"], front=True)
+                if len(result["images"]) != 1:
+                    raise GuardError(f"{len(result['images'])} images came back, 1 expected.")
         if computes_on_gpu(release):
             say("computing on the GPU")
             require(self.engine.python(CUDA_COMPUTES), "a matrix product on the GPU")
@@ -552,6 +580,17 @@ class Guard:
         result = self.activate(target, drain_s=drain_s, again=True, kept=sys.maxsize)
         self.releases.mark_bad(current, "an operator went back from it")
         return result
+
+
+def check_answers(client: Client, graph: dict[str, Any]) -> None:
+    """That the server knows the nodes of a graph, and refuses one that makes nothing."""
+    classes = {node["class_type"] for node in graph.values()}
+    if missing := sorted(classes - client.node_classes(sorted(classes)).keys()):
+        raise GuardError(f"it knows no node {', '.join(missing)}.")
+    no_output = {"1": {"class_type": "EmptyImage", "inputs": {}}}
+    status, _ = client.json("/prompt", {"prompt": no_output}, accept=(200, 400))
+    if status != 400:
+        raise GuardError(f"it answers {status} to a graph that makes nothing, 400 expected.")
 
 
 def long_prompt(prompt: str, memory: dict[str, Any], url: str) -> str:

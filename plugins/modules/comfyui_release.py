@@ -66,7 +66,7 @@ away_s:
   returned: success
   type: float
 jobs_lost:
-  description: Jobs that the stop lost.
+  description: Jobs that the stop lost; none where the queue did not answer.
   returned: success
   type: int
 """

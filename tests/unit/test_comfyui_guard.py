@@ -42,14 +42,19 @@ class KilledError(BaseException):
 
 
 class World:
-    """A host. Images: good, exits, silent (its API does not answer), blind (CUDA fails in it)."""
+    """A host. Images: good, exits, silent (its API does not answer), blind (CUDA fails in it).
+
+    And some whose API is not ComfyUI's: strange (its answers have another shape), nodeless, takes-all (any graph).
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.container: dict[str, Any] | None = None
-        self.images = {"good", "exits", "silent", "blind"}
+        self.images = {"good", "exits", "silent", "blind", "strange", "nodeless", "takes-all"}
         self.engine_answers = True
         self.exec_fails = ""
+        self.restarts = 0
+        self.deaf = self.slow = False
         self.spec_problems: list[str] = []
         self.spec_mends = True
         self.spec = "spec-1"
@@ -67,7 +72,7 @@ class World:
     def made(self, release: str, image: str, *, running: bool = True) -> None:
         labels = {"dgx-comfyui.release": release, "dgx-comfyui.gpu": self.spec} if release else {}
         state = {"Running": running and image != "exits", "ExitCode": 3, "StartedAt": "2026-01-01T00:00:00.123456789Z"}
-        self.container = {"Config": {"Labels": labels}, "State": state, "image": image, "RestartCount": 0}
+        self.container = {"Config": {"Labels": labels}, "State": state, "image": image, "RestartCount": self.restarts}
 
     @property
     def image(self) -> str:
@@ -134,24 +139,39 @@ class Api:
 
     def wait(self, wait_s: float) -> None:
         del wait_s
-        if self.world.image not in {"good", "blind"}:
+        if self.world.image not in {"good", "blind", "strange", "nodeless", "takes-all"} or self.world.deaf:
             raise ComfyuiError("unreachable", "it does not answer")
 
     def queue(self) -> tuple[list[str], list[str]]:
         self.wait(0)
+        if self.world.image == "strange":
+            raise KeyError("queue_running")
         return self.world.queue
+
+    def node_classes(self, names: list[str]) -> dict[str, Any]:
+        return {} if self.world.image == "nodeless" else dict.fromkeys(names)
+
+    def json(self, path: str, body: object, accept: tuple[int, ...]) -> tuple[int, Any]:
+        assert path == "/prompt"
+        assert body
+        assert accept == (200, 400)
+        return 200 if self.world.image == "takes-all" else 400, {}
 
     def run(self, graph: object, timeout_s: float, *, front: bool) -> dict[str, Any]:
         del graph, timeout_s, front
         self.world.step()
         self.wait(0)
+        if self.world.slow:
+            raise ComfyuiError("timeout", "no result in time")
+        if self.world.image == "strange":
+            raise TypeError("list indices must be integers")
         return {"images": [{}]}
 
 
 @pytest.fixture(name="module")
 def load_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module = load_program(PATH)
-    (tmp_path / "render.json").write_text("{}")
+    (tmp_path / "render.json").write_text('{"1": {"class_type": "SaveImage"}}')
     monkeypatch.setattr(module, "RUN_FOLDER", tmp_path / "run")
     monkeypatch.setattr(module, "RENDER_CHECK", tmp_path / "render.json")
     monkeypatch.setattr(module, "POLL_S", 0)
@@ -414,6 +434,11 @@ def test_silence_counts_three_times_and_not_while_it_starts(world: World) -> Non
     assert check(world, times=5) == []
 
 
+def test_answers_of_another_shape_are_silence(world: World) -> None:
+    world.made(OLD, "strange")
+    assert "silent 1 times in a row: its answer is not what ComfyUI answers" in check(world)[0]
+
+
 def test_a_queue_that_stands_still_is_a_reason_and_a_long_prompt_a_finding(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -445,11 +470,10 @@ def test_a_start_does_not_show_that_a_repair_helped(world: World) -> None:
     world.made(OLD, "silent")
     for _ in range(3):
         assert check(world) == []  # it starts
-        assert world.container
-        world.container["State"]["Running"] = False
+        world.made(OLD, "silent", running=False)
         assert check(world) == []
     assert check(world) == []
-    world.container["State"]["Running"] = False
+    world.made(OLD, "silent", running=False)
     assert "made anew 3 times and it did not help" in check(world)[0]
     world.made(OLD, "good")
     assert check(world) == []
@@ -505,7 +529,14 @@ def test_a_good_release_takes_over(world: World) -> None:
 
 @pytest.mark.parametrize(
     ("image", "why"),
-    [("exits", "its container ends, with status 3"), ("silent", "does not answer"), ("blind", "cuInit answered 999")],
+    [
+        ("exits", "its container ends, with status 3"),
+        ("silent", "does not answer"),
+        ("blind", "cuInit answered 999"),
+        ("strange", "its answer is not what ComfyUI answers"),
+        ("nodeless", "it knows no node SaveImage"),
+        ("takes-all", "it answers 200 to a graph that makes nothing"),
+    ],
 )
 def test_a_release_that_fails_is_taken_back_and_marked(world: World, image: str, why: str) -> None:
     set_image(world, BAD, image)
@@ -548,6 +579,42 @@ def test_a_full_queue_is_not_lost_unless_asked(world: World) -> None:
     assert "3 jobs run or wait after 0.01 s, expected an empty queue" in words
     assert world.changes == []
     assert activate(world, NEW, drain_s=0)["jobs_lost"] == 3
+
+
+def test_an_unanswered_queue_is_not_taken_for_an_empty_one(world: World) -> None:
+    world.queue, world.deaf = (["one"], []), True
+    words = error_of(world, lambda: activate(world, NEW, drain_s=0.01))
+    assert "an unknown number of jobs (the queue does not answer) run or wait after 0.01 s" in words
+    world.made(OLD, "strange")
+    assert "an unknown number of jobs" in error_of(world, lambda: activate(world, NEW, drain_s=0.01))
+    assert world.changes == []
+    world.deaf = False
+    assert activate(world, NEW, drain_s=0)["jobs_lost"] is None
+
+
+def test_a_server_that_is_not_there_or_never_worked_has_no_queue(world: World) -> None:
+    world.made(OLD, "good", running=False)
+    assert activate(world, NEW, drain_s=10**6)["jobs_lost"] == 0
+    set_image(world, BAD, "silent")
+    world.guard.releases.point_at(BAD)
+    world.made(BAD, "silent")
+    assert activate(world, NEW, drain_s=10**6)["jobs_lost"] == 0
+
+
+def test_a_release_that_runs_is_not_asked_for_an_image_while_it_renders(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.slow = True
+    assert "no result in time" in error_of(world, lambda: activate(world, OLD))
+    world.queue = (["long"], [])
+    assert activate(world, OLD)["changed"] is False
+    assert "not asked for an image: it renders another one" in capsys.readouterr().err
+
+
+def test_a_release_that_keeps_ending_is_not_waited_for(world: World) -> None:
+    set_image(world, BAD, "silent", start_timeout_s=10**6)
+    world.restarts = 2  # Docker starts it again each time, so it always runs
+    assert "its container ends, with status 3" in error_of(world, lambda: activate(world, BAD))
 
 
 def test_a_missing_image_and_a_full_disk_are_seen_before_the_stop(
