@@ -44,6 +44,7 @@ COMMAND_TIMEOUT_S = 120
 POLL_S = 0.5
 LOCK_WAIT_S = 600
 BACKUPS_KEPT = 3
+OTHER_BACKUP = 'Make room there, set comfyui_service_backup_dir to another folder, or to "" for none.'
 # Less than this, and an image or a database page may not fit any more.
 ROOM_LEAST_B = 256 * 1024**2
 # A busy server may miss one answer; three in a row, a minute apart, it does not.
@@ -325,9 +326,12 @@ class Guard:
         self.engine.docker(f"creating the container of release {release['id']}", "run", *run_arguments(release, gpu))
 
     def replace(self, release: dict[str, Any], made_for: str) -> None:
-        """Remove the container of another release, or of another driver; before another release, keep the settings."""
+        """Remove the container of another release, or of another driver; before another release, keep the settings.
+
+        What a release left that never proved itself would push out what was there before it.
+        """
         self.engine.docker(f"stopping the container of release {made_for}", "stop", CONTAINER)
-        if release.get("backup_dir") and made_for != release["id"]:
+        if release.get("backup_dir") and made_for != release["id"] and made_for in self.releases.state()["proved"]:
             keep_settings(release, made_for)
         self.engine.docker(f"removing the container of release {made_for}", "rm", "--force", CONTAINER)
 
@@ -461,7 +465,7 @@ class Guard:
             except (GuardError, ReleaseError, ComfyuiError) as error:
                 # One that runs and has proved itself before is not the reason.
                 to_blame = current != identity or identity not in state["proved"]
-                self.fail(identity, before if to_blame else "", str(error))
+                self.fail(identity, before if to_blame else "", str(error), tried=self.made(identity))
             self.releases.mark_proved(identity)
             self.releases.forget(kept)
             away_s = round(answered - since, 1) if changed else 0.0
@@ -472,11 +476,18 @@ class Guard:
         found = self.engine.inspect()
         return label(found, RELEASE_LABEL) == identity and bool(found and found["State"]["Running"])
 
+    def made(self, identity: str) -> bool:
+        """Whether a container of this release was made, as far as Docker says."""
+        try:
+            return label(self.engine.inspect(), RELEASE_LABEL) == identity
+        except GuardError:
+            return False
+
     def prepare(self, release: dict[str, Any], drain_s: float) -> int | None:
         """All that can be seen and awaited before the server that runs is stopped. Returns as drain does."""
         if not self.engine.has_image(release["image"]):
             raise GuardError(f"The image {release['image']} is not on this host. Run ansible-playbook site.yml for it.")
-        if problems := room_problems(release):
+        if problems := [*room_problems(release), *backup_problems(release), *host_problems(release, mend=True)]:
             raise GuardError(" ".join(problems))
         return self.drain(release, drain_s)
 
@@ -546,22 +557,27 @@ class Guard:
             require(self.engine.python(CUDA_COMPUTES), "a matrix product on the GPU")
         return answered
 
-    def fail(self, identity: str, before: str, why: str) -> NoReturn:
-        """Start the release before this one, where there is one, note that this one is bad, and say what it said."""
+    def fail(self, identity: str, before: str, why: str, *, tried: bool) -> NoReturn:
+        """Start the release before this one, where there is one, note that this one is bad, and say what it said.
+
+        One whose container was not even made, not `tried`, is not bad: the host did not let it.
+        """
         words = f"ComfyUI did not prove itself: {why}\n{{back}}\ncontainer: {self.engine.last_words()}"
         if not before:
             raise GuardError(
                 words.replace("{back}", f"Release {identity} stays: there is none before it to go back to.")
             )
         self.releases.point_at(before)
-        self.releases.mark_bad(identity, why)
+        if tried:
+            self.releases.mark_bad(identity, why)
+        verdict = "marked bad" if tried else "not marked bad, since it never started"
         try:
             restart_unit()
             self.prove(self.releases.load(before))
         except (GuardError, ReleaseError, ComfyuiError) as error:
             back = f"The release before ({before}) was started again and does not work either: {error}"
         else:
-            back = f"The release before ({before}) was started again and renders; {identity} is marked bad."
+            back = f"The release before ({before}) was started again and renders; {identity} is {verdict}."
         raise GuardError(words.replace("{back}", back))
 
     def rollback(self, identity: str, *, drain_s: float) -> dict[str, Any]:
@@ -627,6 +643,31 @@ def started_at(state: dict[str, Any]) -> float:
     return datetime.fromisoformat(text).timestamp()
 
 
+def backup_problems(release: dict[str, Any]) -> list[str]:
+    """Why the user folder cannot be packed, as far as that can be seen before the server stops."""
+    if not release.get("backup_dir"):
+        return []
+    folder, user = Path(release["backup_dir"]), f"{release['data_dir']}/user"
+    size_b = 0
+    for top, _, names in os.walk(user):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):  # the server still writes
+                size_b += os.lstat(os.path.join(top, name)).st_size
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        free_b = shutil.disk_usage(folder).free
+    except OSError as error:
+        return [f"The backup folder {folder} cannot be used: {error}. {OTHER_BACKUP}"]
+    if not os.access(folder, os.W_OK):
+        return [f"The backup folder {folder} cannot be written to. {OTHER_BACKUP}"]
+    if free_b < size_b:
+        return [
+            f"The backup folder {folder} has {free_b / 1024**2:.1f} MiB free, expected {size_b / 1024**2:.1f}, the "
+            f"size of {user}. {OTHER_BACKUP}"
+        ]
+    return []
+
+
 def keep_settings(release: dict[str, Any], made_for: str) -> None:
     """Pack the user folder (settings, database, workflows) while nothing writes to it; the newest few are kept."""
     folder = Path(release["backup_dir"])
@@ -642,8 +683,7 @@ def keep_settings(release: dict[str, Any], made_for: str) -> None:
     except OSError as error:
         fresh.unlink(missing_ok=True)
         raise GuardError(
-            f"The backup of {release['data_dir']}/user to {folder} failed: {error}. Make room there, set "
-            'comfyui_service_backup_dir to another folder, or to "" for none.'
+            f"The backup of {release['data_dir']}/user to {folder} failed: {error}. {OTHER_BACKUP}"
         ) from error
     pattern = re.compile(re.escape(ours) + r"\d{8}T\d{6}Z-.+\.tar\.gz")
     for old in sorted(path for path in folder.iterdir() if pattern.fullmatch(path.name))[:-BACKUPS_KEPT]:

@@ -8,7 +8,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -316,6 +316,16 @@ def test_settings_are_packed_before_another_release_starts(world: World, tmp_pat
     with tarfile.open(packed) as archive:
         assert "user/comfy.settings.json" in archive.getnames()
     assert packed.name.endswith(f"-{OLD}.tar.gz")
+
+
+def test_a_release_that_never_proved_itself_pushes_no_backup_out(world: World, tmp_path: Path) -> None:
+    (tmp_path / "data" / "user").mkdir(parents=True)
+    for identity, image in ((OLD, "good"), (BAD, "exits")):
+        set_image(world, identity, image, data_dir=str(tmp_path / "data"), backup_dir=str(tmp_path / "backups"))
+    for _ in range(2):
+        error_of(world, lambda: activate(world, BAD, again=True))
+    assert world.image == "good"
+    assert {path.name.rpartition("-")[2] for path in (tmp_path / "backups").iterdir()} == {f"{OLD}.tar.gz"}
 
 
 def test_the_newest_backups_of_this_host_are_kept_and_all_of_others(
@@ -626,6 +636,38 @@ def test_a_missing_image_and_a_full_disk_are_seen_before_the_stop(
     monkeypatch.setattr(module, "room_problems", lambda _: ["The disk is full."])
     assert "The disk is full." in error_of(world, lambda: activate(world, NEW))
     assert world.changes == []
+
+
+def test_a_host_that_cannot_back_up_or_hand_over_its_gpus_is_seen_before_the_stop(
+    world: World, module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "data" / "user").mkdir(parents=True)
+    (tmp_path / "data" / "user" / "comfyui.db").write_bytes(bytes(3 * 1024**2))
+    (tmp_path / "file").touch()
+    set_image(world, NEW, "good", data_dir=str(tmp_path / "data"), backup_dir=str(tmp_path / "file" / "below"))
+    assert "below cannot be used" in error_of(world, lambda: activate(world, NEW))
+    set_image(world, NEW, "good", data_dir=str(tmp_path / "data"), backup_dir=str(tmp_path / "backups"))
+    with monkeypatch.context() as patch:
+        patch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=7))
+        assert "has 0.0 MiB free, expected 3.0, the size of" in error_of(world, lambda: activate(world, NEW))
+    world.spec_problems, world.spec_mends = ["there is none"], False
+    assert "does not fit this host: there is none" in error_of(world, lambda: activate(world, NEW))
+    assert world.changes == []
+    assert world.guard.releases.state()["bad"] == {}
+
+
+def test_a_release_whose_container_was_never_made_is_not_blamed(
+    world: World, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise module.GuardError("The backup failed.")
+
+    set_image(world, NEW, "good", data_dir="/absent", backup_dir=str(world.folder))
+    monkeypatch.setattr(module, "keep_settings", full)
+    words = error_of(world, lambda: activate(world, NEW))
+    assert f"{NEW} is not marked bad, since it never started" in words
+    assert (world.guard.releases.current, world.release, world.image) == (OLD, OLD, "good")
+    assert world.guard.releases.state()["bad"] == {}
 
 
 def test_one_change_at_a_time(world: World, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
