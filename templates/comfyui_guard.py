@@ -182,7 +182,7 @@ def run_arguments(release: dict[str, Any], gpu: str) -> list[str]:
     """The arguments of `docker run` for a release: no capabilities, read-only but for what ComfyUI writes.
 
     `gpu` names the state of the driver that the container is made with. Docker's own seccomp and AppArmor profiles and
-    private namespaces stay: nothing here takes them away.
+    namespaces stay: nothing here takes them away, and those whose default an engine's settings choose are asked for.
     """
     data_dir, user = release["data_dir"], release["user_id"]
     mounts = [f"type=bind,src={data_dir}/models,dst=/data/models,readonly"]
@@ -195,6 +195,8 @@ def run_arguments(release: dict[str, Any], gpu: str) -> list[str]:
         "--user": f"{user}:{user}",
         "--cap-drop": "ALL",
         "--security-opt": "no-new-privileges",
+        # An engine's default-cgroupns-mode may be host, and with cgroup v1 it is.
+        "--cgroupns": "private",
         "--ipc": "private",
         "--pids-limit": str(release.get("pids_limit", 4096)),
         "--shm-size": release["shm_size"],

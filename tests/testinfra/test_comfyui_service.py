@@ -55,6 +55,8 @@ def test_the_container_has_no_rights_to_spare(container: dict[str, Any], site: d
     assert limits["Privileged"] is False
     assert limits["PidMode"] == ""
     assert limits["IpcMode"] == "private"
+    assert limits["CgroupnsMode"] == "private"
+    assert limits["UTSMode"] == ""
     assert limits["PidsLimit"] > 0
     assert limits["NetworkMode"] in {"bridge", "default"}
     assert container["Config"]["User"] == f"{site['comfyui_user_id']}:{site['comfyui_user_id']}"

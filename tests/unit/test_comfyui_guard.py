@@ -741,6 +741,7 @@ def test_the_container_is_confined(module: ModuleType) -> None:
         "--user 990:990",
         "--init",
         "--ipc private",
+        "--cgroupns private",
         "--pids-limit 4096",
         "--tmpfs /tmp:rw,nosuid,nodev,mode=1777,",  # otherwise it takes the mode of the image's own
         "--log-driver journald",
@@ -752,7 +753,17 @@ def test_the_container_is_confined(module: ModuleType) -> None:
     ):
         assert part in words
     assert words.endswith("good python main.py --listen 0.0.0.0")
-    for part in ("--privileged", "docker.sock", "--memory", "--gpus", "seccomp", "--network", "--pid "):
+    for part in (
+        "--privileged",
+        "docker.sock",
+        "--memory",
+        "--gpus",
+        "seccomp",
+        "--network",
+        "--pid ",
+        "--uts",
+        "--userns",
+    ):
         assert part not in words
 
 
