@@ -53,6 +53,8 @@ def ask(until: float, tally: dict[str, Any], lock: threading.Lock) -> None:
 def finish(client: Client, prompt_ids: list[str], limit_s: float) -> list[str]:
     """Wait for every prompt, fetch every image and look into it. What is lost or wrong, in words."""
     wrong = []
+    files: set[tuple[str, str]] = set()
+    pictures: set[str] = set()
     deadline = time.monotonic() + limit_s
     for number, prompt_id in enumerate(prompt_ids):
         while not (entry := client.history(prompt_id)) and time.monotonic() < deadline:
@@ -68,6 +70,11 @@ def finish(client: Client, prompt_ids: list[str], limit_s: float) -> list[str]:
         sizes = [(image["width_px"], image["height_px"]) for image in images]
         if sizes != [(256, 256)]:
             wrong.append(f"{prompt_id}, number {number}: {sizes}")
+        files.update((image["subfolder"], image["filename"]) for image in images)
+        pictures.update(image["pixels_sha256"] for image in images)
+    # Every prompt asked for another colour: one result in place of another is a lost one.
+    if not len(files) == len(pictures) == len(prompt_ids):
+        wrong.append(f"{len(prompt_ids)} prompts made {len(files)} files with {len(pictures)} different pictures")
     return wrong
 
 

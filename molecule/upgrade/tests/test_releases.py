@@ -25,6 +25,12 @@ BROKEN = {
         "    def do_GET(self): self.send_error(500, 'broken inside')\n"
         "http.server.ThreadingHTTPServer(('0.0.0.0', 8188), Broken).serve_forever()"
     ),
+    "knows-nothing": (
+        "import http.server\n"
+        "class Broken(http.server.BaseHTTPRequestHandler):\n"
+        "    def do_GET(self): self.send_response(200); self.end_headers(); self.wfile.write(b'{\"system\": {}}')\n"
+        "http.server.ThreadingHTTPServer(('0.0.0.0', 8188), Broken).serve_forever()"
+    ),
 }
 SURVIVORS = (
     "find /srv/comfyui/user /srv/comfyui/workflows /srv/comfyui/input -type f -not -name '*.db*' -not -name '*.log*'"
@@ -123,6 +129,7 @@ def test_going_back_on_the_host_itself(live: LiveHost) -> None:
         ("exits", "its container ends, with status 1"),
         ("hangs", f"after {GATE_S} s"),
         ("answers-500", "answered 500: .*broken inside"),
+        ("knows-nothing", "it knows no node EmptyImage, SaveImage"),
         ("no-gpu", "a matrix product on the GPU failed|its container ends"),
     ],
 )
