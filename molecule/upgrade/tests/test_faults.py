@@ -59,6 +59,24 @@ def test_a_container_that_docker_gave_up_is_made_anew_by_the_guard(live: LiveHos
     assert "Making ComfyUI's container anew: it ended with status 137" in guard_said(live, since)
 
 
+def test_a_container_in_which_cuda_finds_no_gpu_is_made_anew_by_the_guard(live: LiveHost) -> None:
+    path = live.shell("readlink --canonicalize /etc/comfyui/current")
+    text = live.shell(f"cat {path}")
+    release = json.loads(text)
+    before = live.inspect()["Id"]
+    since = live.shell("date +%s")
+    # From here on the guard asks for CUDA, which the stand-in driver's libraries do not answer.
+    live.write(path, json.dumps({**release, "flags": [flag for flag in release["flags"] if flag != "--cpu"]}))
+    try:
+        live.shell("systemctl start comfyui-guard.service")
+        assert live.inspect()["Id"] != before
+        assert "Making ComfyUI's container anew: it lost the GPU: no CUDA: " in guard_said(live, since)
+    finally:
+        live.write(path, f"{text}\n")
+        live.shell("docker rm --force comfyui; systemctl restart comfyui.service")
+    live.wait()
+
+
 def test_a_killed_dockerd_leaves_the_same_container_and_ten_seconds(live: LiveHost) -> None:
     before = live.inspect()
     with live.watched() as watch:
