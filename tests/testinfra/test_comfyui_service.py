@@ -26,6 +26,8 @@ def test_the_unit_runs_and_starts_at_boot(host: Any) -> None:
     unit = host.service("comfyui")
     assert unit.is_running
     assert unit.is_enabled
+    # However late the driver or the engine is at a boot, systemd tries again.
+    assert host.check_output("systemctl show --property StartLimitIntervalUSec --value comfyui.service") == "0"
 
 
 def test_the_container_is_the_current_releases(
