@@ -526,7 +526,8 @@ class Guard:
     def prove(self, release: dict[str, Any], *, busy: bool = False) -> float:
         """Levels 1 and 2, and 3 on a GPU. Returns the moment of the API's first answer.
 
-        `busy`: where the server renders, that proves it, and the render is not asked for: it would wait for that one.
+        `busy`: where the server renders, that proves it, and no more is asked: ours would wait for its turn, and for
+        memory of the GPU.
         """
         say("its API does not answer yet")
         client = client_of(release)
@@ -548,12 +549,12 @@ class Guard:
         with understood():
             check_answers(client, graph)
             if busy and client.queue()[0]:
-                say("not asked for an image: it renders another one")
-            else:
-                say("rendering")
-                result = client.run(graph, release["start_timeout_s"], front=True)
-                if len(result["images"]) != 1:
-                    raise GuardError(f"{len(result['images'])} images came back, 1 expected.")
+                say("neither an image nor the GPU is asked for: it renders another one")
+                return answered
+            say("rendering")
+            result = client.run(graph, release["start_timeout_s"], front=True)
+            if len(result["images"]) != 1:
+                raise GuardError(f"{len(result['images'])} images came back, 1 expected.")
         if computes_on_gpu(release):
             say("computing on the GPU")
             require(self.engine.python(CUDA_COMPUTES), "a matrix product on the GPU")

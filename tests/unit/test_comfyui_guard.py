@@ -617,8 +617,9 @@ def test_a_release_that_runs_is_not_asked_for_an_image_while_it_renders(
     world.slow = True
     assert "no result in time" in error_of(world, lambda: activate(world, OLD))
     world.queue = (["long"], [])
+    world.exec_fails = "CUDA out of memory"
     assert activate(world, OLD)["changed"] is False
-    assert "not asked for an image: it renders another one" in capsys.readouterr().err
+    assert "neither an image nor the GPU is asked for: it renders another one" in capsys.readouterr().err
 
 
 def test_a_release_that_keeps_ending_is_not_waited_for(world: World) -> None:
