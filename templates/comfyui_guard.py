@@ -268,7 +268,8 @@ def host_problems(release: dict[str, Any], *, mend: bool) -> list[str]:
         say(f"Making the CDI specification anew: {'; '.join(problems)}")
         if any(not os.path.exists(path) for path in REQUIRED_NODES):
             command("nvidia-ctk", "system", "create-device-nodes", "--control-devices", "--load-kernel-modules")
-        command("systemctl", "restart", "nvidia-cdi-refresh.service")
+        # With toolkit 1.19.0 its turn at a boot comes after multi-user.target, which waits for this guard.
+        command("systemctl", "--job-mode=ignore-dependencies", "restart", "nvidia-cdi-refresh.service")
         problems = cdi_host.spec_problems(gpu_list=gpu_list, mig_modes=mig_modes, every_gpu=every_gpu)
     sentences = [words] if (words := cdi_host.driver_problem()) else []
     if problems:

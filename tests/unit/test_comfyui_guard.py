@@ -34,6 +34,7 @@ RELEASE: dict[str, Any] = {
     "tmp_size": "4g",
     "user_id": 990,
 }
+REFRESH = ("systemctl", "--job-mode=ignore-dependencies", "restart", "nvidia-cdi-refresh.service")
 OLD, NEW, BAD = "aaaaaaaaaaaa", "bbbbbbbbbbbb", "cccccccccccc"
 
 
@@ -119,7 +120,7 @@ class World:
                 self.guard.serve()
             except self.guard.errors as error:
                 return False, "", str(error)
-        if words == ("systemctl", "restart", "nvidia-cdi-refresh.service") and self.spec_mends:
+        if words == REFRESH and self.spec_mends:
             self.spec_problems, self.spec = [], "spec-2"
         return True, "", ""
 
@@ -293,7 +294,7 @@ def test_a_specification_that_does_not_fit_is_mended_before_a_start(world: World
     world.container, world.spec_problems = None, ["/dev/nvidia-uvm is not in it"]
     world.guard.start()
     assert world.release == OLD
-    assert ("systemctl", "restart", "nvidia-cdi-refresh.service") in world.calls
+    assert REFRESH in world.calls
 
 
 def test_without_a_gpu_to_hand_over_nothing_starts_and_what_runs_stays(world: World) -> None:

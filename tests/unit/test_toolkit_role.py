@@ -11,6 +11,8 @@ import pytest
 import yaml
 from ansible.plugins.filter.core import comment
 
+from role_rules import Rules
+
 ROLES = Path(__file__).parents[2] / "roles"
 TOOLKIT: dict[str, Any] = yaml.safe_load((ROLES / "nvidia_container_toolkit/vars/main.yml").read_text())
 ENGINE: dict[str, Any] = yaml.safe_load((ROLES / "docker_engine/vars/main.yml").read_text())
@@ -72,6 +74,69 @@ def test_nothing_is_removed_that_nobody_named(path: Path) -> None:
     assert not re.search(r"autoremove|autoclean|dist-upgrade|upgrade: ", tasks)
 
 
-@pytest.mark.parametrize("version", ["1.18.0", "1.18.1", "1.19.0", "1.19.1", "1.20.0"])
+@pytest.mark.parametrize("version", ["1.18.0", "1.18.1", "1.18.2", "1.19.0", "1.19.1", "1.20.0"])
 def test_a_toolkit_with_a_fault_is_known(version: str) -> None:
     assert TOOLKIT["__nvidia_container_toolkit_known_faults"][version].strip().endswith(".")
+
+
+NOTHING: dict[str, Any] = {"kind": "absent", "mode": "", "uid": None, "content": None}
+SAID: dict[str, Any] = {"rc": 0, "stdout": "", "stderr": ""}
+FOUR: list[str] = TOOLKIT["__nvidia_container_toolkit_packages"]
+
+
+def toolkit_rules(version: str = "", *, probe: dict[str, dict[str, Any]] | None = None, **variables: Any) -> Rules:
+    """The role where the four packages are at `version`, or absent, and its source is there; `probe` differs."""
+    rules = Rules("nvidia_container_toolkit", **variables)
+    sources, keyring, env = (
+        rules.variables[f"__nvidia_container_toolkit_{name}"] for name in ("sources", "keyring", "env")
+    )
+    files = dict.fromkeys((keyring, env, "/etc/dgx-release", "/dev/nvidiactl", "/etc/apt/keyrings"), NOTHING)
+    files[sources] = {**NOTHING, "kind": "file", "content": "older"}
+    commands = dict.fromkeys(("gpus", "mig_modes", "held", "refresh_after", "other_sources"), SAID)
+    commands |= {"machine": {**SAID, "stdout": "x86_64\n"}, "engine": {**SAID, "stdout": "29.8.2\n"}}
+    packages = {name: {"version": version and f"{version}-1", "held": False} for name in FOUR}
+    found = {"files": files, "commands": commands, "packages": packages}
+    given = probe or {}
+    rules.variables["__nvidia_container_toolkit_probe"] = {
+        part: values | given.get(part, {}) for part, values in found.items()
+    }
+    return rules
+
+
+LAST, USUAL = "sysinit.target multi-user.target basic.target", "sysinit.target basic.target"
+
+
+@pytest.mark.parametrize(
+    ("found", "after", "wanted", "source", "last"),
+    [
+        ("1.20.1", USUAL, "1.20.1-1", "auto", False),
+        ("1.19.0", LAST, "1.20.1-1", "auto", False),  # it goes in this run
+        ("1.20.1", USUAL, "1.19.0-1", "auto", True),
+        ("", "", "1.19.0-1", "auto", True),
+        ("", "", "1.20.1-1", "auto", False),
+        ("1.19.0", LAST, "1.20.1-1", "host", True),
+        ("1.19.1", LAST, "1.20.1-1", "host", True),  # a unit that somebody kept
+        ("1.19.1", USUAL, "1.20.1-1", "host", False),
+    ],
+)
+def test_docker_waits_for_no_refresh_that_comes_last(
+    found: str, after: str, wanted: str, source: str, last: bool
+) -> None:
+    drop_in: str = TOOLKIT["__nvidia_container_toolkit_boot_order"]["path"]
+    rules = toolkit_rules(
+        found,
+        probe={
+            "commands": {"refresh_after": {**SAID, "stdout": f"{after}\n"}},
+            "files": {drop_in: {**NOTHING, "kind": "file"}, str(Path(drop_in).parent): {**NOTHING, "kind": "dir"}},
+        },
+        nvidia_container_toolkit_version=wanted,
+        nvidia_container_toolkit_source=source,
+    )
+    tasks = {task["name"].partition("| ")[2]: task for task in rules.read("tasks/configure.yml")}
+    assert rules.applies(tasks["Start Docker after the refresh of the CDI specification"]) is not last
+    assert rules.applies(tasks["Let Docker start before a refresh that comes last"]) is last
+
+
+def test_no_unit_of_ours_waits_for_the_refresh_by_itself() -> None:
+    text = (ROLES.parent / "templates/comfyui.service.j2").read_text()
+    assert [line for line in text.splitlines() if line.startswith("After=") and "nvidia-cdi-refresh" in line] == []

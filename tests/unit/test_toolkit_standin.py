@@ -105,6 +105,13 @@ def test_the_units_lie_where_their_version_puts_them(repository: Path) -> None:
     assert places == {"1.20.1-1": {"/lib/systemd/system"}, "1.19.0-1": {"/etc/systemd/system"}}
 
 
+def test_only_the_refresh_of_1_19_0_comes_last_at_a_boot() -> None:
+    assert "\nAfter=multi-user.target\n" in build.packed_text("nvidia-cdi-refresh.service", "1.19.0-1")
+    other = build.packed_text("nvidia-cdi-refresh.service", "1.20.1-1")
+    assert "After=" not in other
+    assert "@" not in other
+
+
 def test_the_version_is_written_in_as_the_real_program_says_it(tmp_path: Path) -> None:
     program = tmp_path / "nvidia-ctk"
     program.write_text(build.packed_text("../nvidia_ctk.py", "1.20.1-1"))

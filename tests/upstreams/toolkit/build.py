@@ -30,6 +30,8 @@ SIGNER = "Stand-in for NVIDIA's package key <standin@example.com>"
 UNITS = ["nvidia-cdi-refresh.path", "nvidia-cdi-refresh.service"]
 # From this version on the units are the distribution's, under /lib; before, they were configuration files under /etc.
 UNITS_MOVED = (1, 20, 0)
+# Only this version's refresh is ordered so: no unit of that target can wait for it.
+REFRESHED_LAST = (1, 19, 0)
 
 
 @dataclass
@@ -134,8 +136,9 @@ def control_text(content: Content, version: str, architecture: str) -> str:
 
 
 def packed_text(source: str, version: str) -> str:
-    """A file's text with the version written in."""
-    text = (PACKAGE / source).read_text()
+    """A file's text with the version written in, and the order that this version's unit has."""
+    order = "After=multi-user.target\n" if upstream(version) == REFRESHED_LAST else ""
+    text = (PACKAGE / source).read_text().replace("@ORDER@\n", order)
     plain = version.split("-", maxsplit=1)[0]
     return text.replace('VERSION = "0.0.0"', f'VERSION = "{plain}"').replace("@UPSTREAM_VERSION@", plain)
 
