@@ -17,7 +17,8 @@ description:
     was none. It is written once, so that it stays the file that this host had before, not an intermediate state.
   - The member of a swarm, running or stopped, gets no C(live-restore), with which its dockerd would not start.
   - A change that waits for a restart is remembered until the engine was started again, over failed runs too.
-  - Where others wrote to the file and the engine has not taken that up yet, a warning says so before it will.
+  - Where others wrote to the file and the engine has not taken that up yet, a warning says so before it will, and
+    RV(others_restart_keys) until the engine was started again, over failed runs too.
   - A file that is not JSON is refused with line and column, and is not touched. An empty file counts as C({}).
 options:
   path:
@@ -107,6 +108,11 @@ restart_keys:
   returned: always
   type: list
   sample: ["log-opts.max-size"]
+others_restart_keys:
+  description: Dotted names of what others wrote and the next start of the engine takes up. A restart for O(keys) would.
+  returned: always
+  type: list
+  sample: ["data-root"]
 backup:
   description: Path of the backup that this run made; empty where none was needed.
   returned: always
@@ -148,7 +154,8 @@ from ansible.module_utils.daemon_json import (
 )
 
 BACKUP_SUFFIX = ".before-dgx-comfyui"
-# What the file was before this run, until the engine has taken the new one up. Gone after a boot, as it should be.
+# What the file was before this run, until the engine has taken the new one up; after that, what the engine runs with.
+# Gone after a boot, as it should be.
 UNDO_PATH = "/run/dgx-comfyui-daemon.json"
 FIRST_WITH_VALIDATE = (23,)
 UNIT = "docker.service"
@@ -235,8 +242,8 @@ def validate(module: AnsibleModule, argv: list[str], candidate: str, path: str) 
     return said.splitlines()[-1] if said else "configuration OK"
 
 
-def write(module: AnsibleModule, argv: list[str], path: str, text: str) -> tuple[str, str]:
-    """Validate and put the text in place; the path of a new backup, and what validation said."""
+def write(module: AnsibleModule, argv: list[str], path: str, text: str, others: list[str]) -> tuple[str, str]:
+    """Validate and put the text in place, `others` of which wait for a start; path of a new backup, what was said."""
     exists = os.path.exists(path)
     before = read_text(module, path) if exists else None
     handle, candidate = tempfile.mkstemp(prefix="daemon-json-", dir=module.tmpdir)
@@ -270,7 +277,8 @@ def write(module: AnsibleModule, argv: list[str], path: str, text: str) -> tuple
     except OSError as error:
         module.fail_json(msg=f"{error.filename} cannot be written: {error.strerror}. {path} was not changed.")
     module.atomic_move(candidate, path, keep_dest_attrs=exists)
-    remember({"after": text, "before": before, "backup": backup, "at_s": time.monotonic()}, started_s(module))
+    change = {"after": text, "before": before, "backup": backup, "others": others, "at_s": time.monotonic()}
+    remember(change, started_s(module))
     return backup, said
 
 
@@ -279,6 +287,16 @@ def remember(change: dict[str, Any], engine_started_s: float) -> None:
     undo = recall()
     if undo and undo["after"] == change["before"] and undo["at_s"] > engine_started_s:
         change |= {"before": undo["before"], "backup": undo["backup"] or change["backup"]}
+    store(change)
+
+
+def note(text: str, others: list[str]) -> None:
+    """Keep that the engine runs with this text, but for what `others` wrote, and that there is no way back from it."""
+    store({"after": text, "before": text, "backup": "", "others": others, "at_s": time.monotonic()})
+
+
+def store(change: dict[str, Any]) -> None:
+    """Write the change down for later runs."""
     with open(os.open(UNDO_PATH, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w", encoding="utf-8") as stream:
         json.dump(change, stream)
 
@@ -290,7 +308,7 @@ def recall() -> dict[str, Any]:
             found: dict[str, Any] = json.load(stream)
     except (FileNotFoundError, ValueError):
         return {}
-    return found if "at_s" in found else {}
+    return found if "others" in found else {}
 
 
 def changed_keys(undo: dict[str, Any]) -> list[str]:
@@ -309,7 +327,7 @@ def due_for_restart(undo: dict[str, Any], engine_started_s: float) -> list[str]:
 def put_back(module: AnsibleModule, path: str) -> bool:
     """Make the file what it was before the run; False where nothing is known, or somebody wrote to it since."""
     undo = recall()
-    if not undo or undo["after"] != read_text(module, path):
+    if not undo or undo["after"] != read_text(module, path) or undo["after"] == undo["before"]:
         return False
     if undo["before"] is None:
         os.unlink(path)
@@ -320,7 +338,7 @@ def put_back(module: AnsibleModule, path: str) -> bool:
         module.atomic_move(candidate, path, keep_dest_attrs=True)
     if undo["backup"]:  # this host has its own file again, and what comes into it is its own
         os.unlink(undo["backup"])
-    os.unlink(UNDO_PATH)
+    note(undo["before"] or "", undo["others"])
     return True
 
 
@@ -336,12 +354,27 @@ def wanted_state(info: dict[str, Any], planned: Plan, due: list[str]) -> tuple[s
     return ("reload" if waiting else "none"), []
 
 
-def written_since(module: AnsibleModule, path: str, engine_started_s: float) -> bool:
-    """Whether somebody else wrote to the file after the engine's start."""
-    undo = recall()
-    if not os.path.exists(path) or (undo and undo["after"] == read_text(module, path)):
-        return False
-    return os.stat(path).st_mtime > time.time() - time.monotonic() + engine_started_s
+def of_others(
+    config: dict[str, Any], planned: Plan, info: dict[str, Any], engine_started_s: float, *, written_since_start: bool
+) -> list[str]:
+    """Dotted names of what others have in the file and the running engine may not have taken up yet."""
+    if not info:
+        return []
+    known = recall()
+    if not known or known["at_s"] <= engine_started_s:
+        found: list[str] = waiting_of_others(config, planned.wanted, info, written_since_start=written_since_start)
+        return found
+    # An earlier task of this run, an earlier run, or one that died: what differs from then on is somebody else's.
+    before_us, after_us = parse_config(known["before"] or ""), parse_config(known["after"])
+    certain = waiting_of_others(config, planned.wanted, info, written_since_start=False)
+    waiting = {*known["others"], *changed_paths(after_us, config), *(set(after_us) - set(config)), *certain}
+
+    def is_ours(path: str) -> bool:
+        value = value_at(after_us, path)
+        written = same(value, value_at(config, path)) and not same(value, value_at(before_us, path))
+        return written or is_of(path, planned.wanted)
+
+    return sorted(path for path in waiting if not is_ours(path))
 
 
 def present(module: AnsibleModule, argv: list[str], path: str) -> dict[str, Any]:
@@ -369,20 +402,18 @@ def present(module: AnsibleModule, argv: list[str], path: str) -> dict[str, Any]
     undo = recall()
     due = due_for_restart(undo, since_s)
     apply, restart_keys = wanted_state(info, planned, due)
-    since_start = written_since(module, path, since_s)
-    others = waiting_of_others(before, planned.wanted, info, written_since_start=since_start) if info else []
-    if undo and undo["at_s"] > since_s:  # an earlier task of this run, or a run that died
-        before_us = parse_config(undo["before"] or "")
-        others = [path for path in others if same(value_at(before, path), value_at(before_us, path))]
-    if others and apply != "none":
+    since_start = os.path.exists(path) and os.stat(path).st_mtime > time.time() - time.monotonic() + since_s
+    others = of_others(before, planned, info, since_s, written_since_start=since_start)
+    if set(others) - set(undo.get("others", [])) and apply != "none":
         module.warn(
             f"Somebody changed {path}, and the engine may run without that so far: {', '.join(others)}. What this run "
             f"changed needs a {apply}, which takes that up as well. Which came first: "
             f"systemctl show --property=ExecMainStartTimestamp {UNIT}; stat {path}"
         )
+    others_restart_keys = [name for name in others if needs_restart(name)]
     backup, said = "", "not asked: nothing to write"
     if planned.text is not None:
-        backup, said = write(module, argv, path, planned.text)
+        backup, said = write(module, argv, path, planned.text, others_restart_keys)
     return {
         "changed": planned.text is not None,
         "changed_keys": planned.changed_keys,
@@ -390,6 +421,7 @@ def present(module: AnsibleModule, argv: list[str], path: str) -> dict[str, Any]
         "kept": planned.kept,
         "apply": apply,
         "restart_keys": restart_keys,
+        "others_restart_keys": others_restart_keys,
         "backup": backup,
         "validation": said,
         "diff": {
@@ -449,9 +481,11 @@ def take_up(module: AnsibleModule, path: str, *, restart: bool) -> dict[str, Any
                 f"Its last messages: {refused} {journal.strip()}"
             )
         undo = recall()
+        if restart:
+            note(read_text(module, path), [])
         # A restart may follow the reload, and has to be able to go back as well.
-        if undo and (restart or not any(map(needs_restart, changed_keys(undo)))):
-            os.unlink(UNDO_PATH)
+        elif undo and not any(map(needs_restart, changed_keys(undo))):
+            note(undo["after"], undo["others"])
     return {
         "changed": restart,
         "changed_keys": [],
@@ -459,6 +493,7 @@ def take_up(module: AnsibleModule, path: str, *, restart: bool) -> dict[str, Any
         "kept": [],
         "apply": "restart" if differing else "none",
         "restart_keys": differing,
+        "others_restart_keys": [],
         "backup": "",
         "validation": "not asked: nothing to write",
     }

@@ -120,9 +120,11 @@ def test_a_merge_is_written_taken_up_and_done_once(host: Host) -> None:
     assert json.loads(host.file.read_text()) == {"default-cgroupns-mode": "host", "live-restore": True}
     assert Path(first["backup"]).read_text() == FOREIGN
     assert "failed" not in host.run(state="reloaded")
-    assert not host.undo.exists()
     again = host.run(keys=KEYS)
     assert (again["changed"], again["apply"]) == (False, "none")
+    # There is no way back any more: another fault leaves the file.
+    host.running({}, refuses="live-restore")
+    assert "The file was left as it is" in host.run(state="reloaded")["msg"]
 
 
 def test_a_dry_run_shows_the_difference_and_writes_nothing(host: Host) -> None:
@@ -223,7 +225,7 @@ def test_after_a_reload_that_leaves_a_restart_the_way_back_stays_open(host: Host
     host.run(state="reloaded")
     assert json.loads(host.undo.read_text())["before"] == FOREIGN
     host.run(state="restarted")
-    assert not host.undo.exists()
+    assert json.loads(host.undo.read_text())["before"] == host.file.read_text()
 
 
 def test_keys_are_taken_out_again(host: Host) -> None:
@@ -351,3 +353,42 @@ def test_after_putting_back_the_file_is_the_hosts_own_again(host: Host) -> None:
     host.run(keys=KEYS)
     assert host.run(state="reloaded")["failed"]
     assert [path.name for path in host.file.parent.iterdir()] == ["daemon.json"]
+
+
+THEIRS = '{"default-cgroupns-mode": "host", "data-root": "/raid"}'
+
+
+def written_later(host: Host, text: str) -> None:
+    """Somebody writes to the file, and does not restart the engine."""
+    host.file.write_text(text)
+    os.utime(host.file, (time.time() + 60, time.time() + 60))
+
+
+def test_what_a_restart_of_ours_would_take_up_of_others_is_told_until_there_was_one(host: Host) -> None:
+    written_later(host, THEIRS)
+    # The engine's start and the file's time are all that is known: each key may be new.
+    told = ["data-root", "default-cgroupns-mode"]
+    assert host.run(keys=KEYS)["others_restart_keys"] == told
+    assert host.run(keys={**RUNTIME, **LOGS})["others_restart_keys"] == told
+    host.run(state="reloaded")
+    # As the handler asks, and as a run does that comes later.
+    assert host.run(check=True)["others_restart_keys"] == told
+    host.run(state="restarted")
+    assert host.run(check=True)["others_restart_keys"] == []
+
+
+@pytest.mark.parametrize("taken_up_by", ["reloaded", "restarted"])
+def test_what_others_change_after_ours_was_taken_up_is_told_exactly(host: Host, taken_up_by: str) -> None:
+    os.utime(host.file, (time.time() - 60, time.time() - 60))
+    host.run(keys={**KEYS, **LOGS} if taken_up_by == "restarted" else KEYS)
+    host.run(state=taken_up_by)
+    assert host.run(check=True)["others_restart_keys"] == []
+    ours = json.loads(host.file.read_text())
+    written_later(host, json.dumps({**ours, "data-root": "/raid", "live-restore": False}))
+    assert host.run(check=True)["others_restart_keys"] == ["data-root"]
+    # A repair of ours makes it no less theirs.
+    host.run(keys={**KEYS, **LOGS})
+    assert host.run(check=True)["others_restart_keys"] == ["data-root"]
+    host.running(json.loads(host.file.read_text()))
+    os.utime(host.file, (time.time() - 60, time.time() - 60))
+    assert host.run(check=True)["others_restart_keys"] == []

@@ -140,3 +140,31 @@ def test_docker_waits_for_no_refresh_that_comes_last(
 def test_no_unit_of_ours_waits_for_the_refresh_by_itself() -> None:
     text = (ROLES.parent / "templates/comfyui.service.j2").read_text()
     assert [line for line in text.splitlines() if line.startswith("After=") and "nvidia-cdi-refresh" in line] == []
+
+
+@pytest.mark.parametrize(
+    ("containers", "live_restore", "others", "inputs", "allowed"),
+    [
+        ("", "false", ["data-root"], {}, True),
+        ("theirs\n", "true", [], {}, True),
+        ("theirs\n", "true", ["data-root"], {}, False),
+        ("theirs\n", "true", ["data-root"], {"docker_engine_restart_may_stop_containers": True}, True),
+        ("theirs\n", "false", [], {}, False),
+        ("", "true", [], {"docker_engine_service_managed": False}, False),
+    ],
+)
+def test_docker_is_restarted_where_that_loses_no_container(
+    containers: str, live_restore: str, others: list[str], inputs: dict[str, bool], allowed: bool
+) -> None:
+    found = {"containers": {**SAID, "stdout": containers}, "live_restore": {**SAID, "stdout": f"{live_restore}\n"}}
+    rules = Rules(
+        "docker_engine",
+        __docker_engine_before_restart={"commands": found},
+        __docker_engine_of_others={"others_restart_keys": others},
+        **inputs,
+    )
+    assert rules.value("__docker_engine_restart_allowed") is allowed
+    (task,) = (task for task in rules.read("handlers") if task["name"].startswith("List the containers"))
+    said = rules.templar(**task["vars"]).template(task["ansible.builtin.debug"]["msg"])
+    assert ("Docker was not restarted" in said) is not allowed
+    assert ("/etc/docker/daemon.json (data-root)" in said) is (bool(others) and not allowed)
