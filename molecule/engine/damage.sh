@@ -8,10 +8,11 @@ DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends --a
   nvidia-container-toolkit=$older nvidia-container-toolkit-base=$older libnvidia-container-tools=$older libnvidia-container1=$older
 apt-mark hold nvidia-container-toolkit nvidia-container-toolkit-base libnvidia-container-tools libnvidia-container1
 sed 's/CgA/CgB/' /etc/apt/keyrings/nvidia-container-toolkit.asc > /run/other && cat /run/other >> /etc/apt/keyrings/nvidia-container-toolkit.asc
-sed -i 's/^Signed-By: .*/Trusted: yes/' /etc/apt/sources.list.d/nvidia-container-toolkit.sources
+rm /etc/apt/sources.list.d/nvidia-container-toolkit.sources
 apt-mark unhold nvidia-container-toolkit-base
 sed -i 's/nvidia-/somethingelse-/' /etc/apt/apt.conf.d/52dgx-comfyui-driver
-rm /etc/systemd/system/docker.service.d/dgx-comfyui-cdi.conf
+chmod 600 /etc/apt/keyrings/*.asc
+chmod 666 /etc/systemd/system/docker.service.d/dgx-comfyui-cdi.conf
 python3 - <<'END'
 import json
 path = "/etc/docker/daemon.json"

@@ -79,7 +79,8 @@ def test_a_toolkit_with_a_fault_is_known(version: str) -> None:
     assert TOOLKIT["__nvidia_container_toolkit_known_faults"][version].strip().endswith(".")
 
 
-NOTHING: dict[str, Any] = {"kind": "absent", "mode": "", "uid": None, "content": None}
+NOTHING: dict[str, Any] = {"kind": "absent", "mode": "", "uid": None, "gid": None, "content": None}
+OWNED: dict[str, Any] = {"kind": "file", "mode": "0644", "uid": 0, "gid": 0}
 SAID: dict[str, Any] = {"rc": 0, "stdout": "", "stderr": ""}
 FOUR: list[str] = TOOLKIT["__nvidia_container_toolkit_packages"]
 
@@ -101,6 +102,92 @@ def toolkit_rules(version: str = "", *, probe: dict[str, dict[str, Any]] | None 
         part: values | given.get(part, {}) for part, values in found.items()
     }
     return rules
+
+
+UBUNTU = 'ID=ubuntu\nVERSION_ID="24.04"\nVERSION_CODENAME=noble\n'
+
+
+def engine_rules(engine: str = "", *, probe: dict[str, dict[str, Any]] | None = None, **variables: Any) -> Rules:
+    """The role docker_engine on Ubuntu with a docker-ce of this version, or without an engine; `probe` differs."""
+    rules = Rules("docker_engine", __docker_engine_probe_after={}, **variables)
+    names = ("key_path", "sources_path", "daemon_json")
+    files = dict.fromkeys((rules.variables[f"__docker_engine_{name}"] for name in names), NOTHING)
+    files |= {"/etc/dgx-release": NOTHING, "/etc/os-release": {**OWNED, "content": UBUNTU}}
+    missing = {"rc": 127, "stdout": "", "stderr": "not found"}
+    commands = dict.fromkeys(("dockerd", "buildx", "info", "snap"), missing) | dict.fromkeys(("held", "etc"), SAID)
+    commands |= {"arch": {**SAID, "stdout": "amd64\n"}, "key_users": {**missing, "rc": 1}}
+    if engine:
+        commands |= {"dockerd": {**SAID, "stdout": f"Docker version {engine}, build standin"}, "buildx": SAID}
+        commands["info"] = {**SAID, "stdout": f'{{"version": "{engine}"}}'}
+    lists = ("ce_packages", "ce_conflicts")
+    known = [name for part in lists for name in rules.variables[f"__docker_engine_{part}"]] + ["docker-buildx"]
+    packages = {name: {"version": "", "held": False} for name in known}
+    if engine:
+        packages["docker-ce"] = {"version": f"5:{engine}-1~ubuntu.24.04~noble", "held": False}
+    units = {
+        "docker.service": {"load": "loaded" if engine else "not-found", "active": "active", "file_state": "enabled"}
+    }
+    found = {"files": files, "commands": commands, "packages": packages, "units": units}
+    given = probe or {}
+    rules.variables["__docker_engine_probe"] = {part: values | given.get(part, {}) for part, values in found.items()}
+    return rules
+
+
+DAMAGE: list[dict[str, Any]] = [
+    {"mode": "0600"},
+    {"mode": "0666"},
+    {"uid": 1000},
+    {"gid": 1000},
+    {"content": "other"},
+    NOTHING,
+]
+
+
+@pytest.mark.parametrize("damage", [{}, *DAMAGE], ids=str)
+def test_dockers_source_is_repaired_where_it_is_ours(damage: dict[str, Any]) -> None:
+    key, sources = ENGINE["__docker_engine_key_path"], ENGINE["__docker_engine_sources_path"]
+    text = engine_rules("29.8.2").value("__docker_engine_sources_text")
+    right = {key: {**OWNED, "content": "key"}, sources: {**OWNED, "content": text}}
+
+    def damaged(files: dict[str, dict[str, Any]], *, key_right: bool = True, used_by: str = "") -> bool:
+        probe = {"files": right | files, "commands": {"key_users": {**SAID, "stdout": used_by}}}
+        rules = engine_rules("29.8.2", probe=probe, __docker_engine_key_right=key_right)
+        return bool(rules.value("__docker_engine_source_damaged"))
+
+    # A file of other content says nothing of being ours: it is somebody's.
+    assert damaged({sources: right[sources] | damage}) is (damage not in ({}, {"content": "other"}))
+    assert damaged({sources: right[sources] | {"content": f"{text}more"}})
+    assert damaged({key: right[key] | damage}, key_right="content" not in damage) is (damage != {})
+    # Without the file the key tells, where nobody else uses it.
+    assert damaged({sources: NOTHING})
+    assert not damaged({sources: NOTHING}, used_by="/etc/apt/sources.list.d/docker.list")
+    assert not damaged({sources: NOTHING}, key_right=False)
+
+
+@pytest.mark.parametrize("damage", [{}, *DAMAGE], ids=str)
+def test_nvidias_source_and_the_files_of_the_role_are_repaired(damage: dict[str, Any]) -> None:
+    keyring, sources = (TOOLKIT[f"__nvidia_container_toolkit_{name}"] for name in ("keyring", "sources"))
+    order, guard = (TOOLKIT[f"__nvidia_container_toolkit_{name}"] for name in ("boot_order", "guard"))
+    text = toolkit_rules().value("__nvidia_container_toolkit_sources_text")
+    files = {path: {**OWNED, "content": content} for path, content in ((keyring, "key"), (sources, text))}
+    files |= {file["path"]: {**OWNED, "content": file["text"]} for file in (order, guard)}
+    files[str(Path(order["path"]).parent)] = {**OWNED, "kind": "dir"}
+    for path in (keyring, sources, order["path"], guard["path"]):
+        there = files | {path: files[path] | damage}
+        rules = toolkit_rules(
+            "1.20.1",
+            probe={"files": there, "packages": {"unattended-upgrades": {"version": "2.9", "held": False}}},
+            __nvidia_container_toolkit_key_right=path != keyring or damage.get("content", "key") == "key",
+        )
+        tasks = {task["name"].partition("| ")[2]: task for task in rules.read("tasks/configure.yml")}
+        hit = {
+            keyring: rules.value("__nvidia_container_toolkit_source_due"),
+            sources: rules.value("__nvidia_container_toolkit_source_due"),
+            order["path"]: rules.applies(tasks["Start Docker after the refresh of the CDI specification"]),
+            guard["path"]: rules.applies(tasks["Keep unattended upgrades away from the driver"]),
+        }
+        same = {keyring, sources} if path in {keyring, sources} else {path}
+        assert hit == {other: other in same and damage != {} for other in hit}
 
 
 LAST, USUAL = "sysinit.target multi-user.target basic.target", "sysinit.target basic.target"
