@@ -9,6 +9,7 @@ from typing import Any
 import jinja2
 import pytest
 import yaml
+from ansible.parsing.dataloader import DataLoader
 from ansible.plugins.filter.core import comment
 
 from role_rules import Rules
@@ -255,3 +256,27 @@ def test_docker_is_restarted_where_that_loses_no_container(
     said = rules.templar(**task["vars"]).template(task["ansible.builtin.debug"]["msg"])
     assert ("Docker was not restarted" in said) is not allowed
     assert ("/etc/docker/daemon.json (data-root)" in said) is (bool(others) and not allowed)
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "source", "way"),
+    [("1.17.8-1", "auto", "gpus"), ("1.17.8-1", "nvidia", "cdi"), ("1.18.0-1", "auto", "cdi"), ("", "auto", "cdi")],
+)
+def test_gpus_are_asked_for_as_the_toolkit_wants_that_the_run_ends_with(toolkit: str, source: str, way: str) -> None:
+    site = DataLoader().load_from_file(
+        str(ROLES.parent / "inventory/group_vars/all/preflight.yml"), trusted_as_template=True
+    )
+    rules = Rules(
+        "preflight",
+        __preflight_probe={
+            "commands": {"engine": {**SAID, "stdout": "29.8.2\n"}},
+            "packages": {"nvidia-container-toolkit": {"version": toolkit}},
+        },
+        preflight_gpus="all",
+        preflight_toolkit_replaced=site["preflight_toolkit_replaced"],
+        nvidia_container_toolkit_source=source,
+    )
+    (task,) = (task for task in rules.read("tasks/probe.yml") if "ansible.builtin.set_fact" in task)
+    request = task["ansible.builtin.set_fact"]["preflight_found_gpu_request"]
+    found = rules.templar(**{**task["vars"], "gpus": "all"}).template(request)
+    assert found["way"] == way
