@@ -10,6 +10,9 @@ from typing import Any
 KIND = "nvidia.com/gpu"
 # Without these nvidia-smi still works in a container, and CUDA does not.
 REQUIRED_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm")
+# nvidia-ctk puts these in where the host has them: Vulkan and profilers need them.
+# Source: NVIDIA/nvidia-container-toolkit pkg/nvcdi/common-nvml.go.
+SHARED_NODES = ("/dev/nvidia-modeset", "/dev/nvidia-uvm-tools")
 
 _KEY = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^']|'')*'|[^\s"'\[{#&*!|>%@`-][^:#]*?|-[^\s:#][^:#]*?):(?:\s+(.*))?""")
 _WORDS: dict[str, Any] = {"true": True, "false": False, "null": None, "~": None, "[]": [], "{}": {}}
@@ -166,7 +169,7 @@ def compare(
     """What is wrong with the specification on a host that has the device nodes `live`; empty where it is right.
 
     `missing_files` are those of `host_files` that the host lacks. `devices` are the GPUs and MIG devices that the host
-    has, each by all its names. `every_gpu` expects all of them, all GPU nodes, and the device `all`; of the nodes as
+    has, each by all its names. `every_gpu` expects all of them, all nodes that the host has, and the device `all`; of the GPUs' nodes as
     many may be missing as there are GPUs `without_device`: in MIG mode, and without an instance.
     """
     problems = []
@@ -185,8 +188,9 @@ def compare(
     nodes = device_nodes(spec)
     lacking = [path for path in live if re.fullmatch(r"/dev/nvidia\d+", path) and path not in nodes]
     absent = [path for path in REQUIRED_NODES if path not in nodes]
-    if every_gpu and len(lacking) > without_device:
-        absent += lacking
+    if every_gpu:
+        absent += [path for path in SHARED_NODES if path in live and path not in nodes]
+        absent += lacking if len(lacking) > without_device else []
     problems += [f"{path} is not in it" for path in absent]
     for path, numbers in sorted(nodes.items()):
         if path not in live:

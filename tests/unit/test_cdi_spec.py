@@ -152,6 +152,15 @@ def second_gpu(_spec: dict[str, Any], live: dict[str, tuple[int, int]]) -> None:
     live["/dev/nvidia1"] = (195, 1)
 
 
+def modeset_came_later(_spec: dict[str, Any], live: dict[str, tuple[int, int]]) -> None:
+    live["/dev/nvidia-modeset"] = (195, 254)
+
+
+def without_tools(spec: dict[str, Any], _live: dict[str, tuple[int, int]]) -> None:
+    nodes = spec["containerEdits"]["deviceNodes"]
+    spec["containerEdits"]["deviceNodes"] = [entry for entry in nodes if entry["path"] != "/dev/nvidia-uvm-tools"]
+
+
 def no_device(spec: dict[str, Any], _live: dict[str, tuple[int, int]]) -> None:
     spec["devices"] = []
 
@@ -170,6 +179,8 @@ def another_kind(spec: dict[str, Any], _live: dict[str, tuple[int, int]]) -> Non
         (without_uvm, "/dev/nvidia-uvm is not in it"),
         (another_major, "it gives /dev/nvidia-uvm as 510:0, the host has 509:0"),
         (node_is_gone, "it names /dev/nvidia-uvm-tools, which this host does not have"),
+        (modeset_came_later, "/dev/nvidia-modeset is not in it"),
+        (without_tools, "/dev/nvidia-uvm-tools is not in it"),
         (second_gpu, "/dev/nvidia1 is not in it"),
         (no_all, "it has no device 'all', only 0, GPU-00000000-0000-4000-8000-000000000000"),
         (another_kind, "its kind is 'amd.com/gpu', expected 'nvidia.com/gpu'"),
@@ -195,6 +206,7 @@ def test_a_library_of_the_previous_driver_is_named() -> None:
 def test_an_operator_may_leave_gpus_out() -> None:
     spec, live = right(), copy.copy(LIVE)
     second_gpu(spec, live)
+    modeset_came_later(spec, live)
     no_all(spec, live)
     assert compare(spec, live, [], every_gpu=False) == []
 
