@@ -169,8 +169,9 @@ def compare(
     """What is wrong with the specification on a host that has the device nodes `live`; empty where it is right.
 
     `missing_files` are those of `host_files` that the host lacks. `devices` are the GPUs and MIG devices that the host
-    has, each by all its names. `every_gpu` expects all of them, all nodes that the host has, and the device `all`; of the GPUs' nodes as
-    many may be missing as there are GPUs `without_device`: in MIG mode, and without an instance.
+    has, each by all its names. `every_gpu` expects all of them, the nodes of all GPUs and those that they share, and
+    the device `all`; of the GPUs' nodes as many may be missing as there are GPUs `without_device`: in MIG mode, and
+    without an instance.
     """
     problems = []
     if spec.get("kind") != KIND:

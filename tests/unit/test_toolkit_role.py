@@ -280,3 +280,107 @@ def test_gpus_are_asked_for_as_the_toolkit_wants_that_the_run_ends_with(toolkit:
     request = task["ansible.builtin.set_fact"]["preflight_found_gpu_request"]
     found = rules.templar(**{**task["vars"], "gpus": "all"}).template(request)
     assert found["way"] == way
+
+
+DGX_OS = {"/etc/dgx-release": {**OWNED, "content": "DGX_NAME"}}
+MISSING = {"rc": 127, "stdout": "", "stderr": "not found"}
+
+
+def there(version: str) -> dict[str, Any]:
+    """A package at this version."""
+    return {"version": version, "held": False}
+
+
+@pytest.mark.parametrize(
+    ("engine", "probe", "words"),
+    [
+        ("24.0.9", {}, "Docker 24.0.9 is here (docker-ce), expected 25.0 or newer"),
+        ("24.0.9", {}, "sudo apt-get install docker-ce docker-ce-cli containerd.io docker-buildx-plugin"),
+        ("24.0.9", {"files": DGX_OS}, "Update DGX OS: sudo apt-get update && sudo apt-get dist-upgrade"),
+        ("", {"files": DGX_OS}, "This is DGX OS (/etc/dgx-release), and its Docker engine is missing"),
+        ("29.8.2", {"packages": {"podman-docker": there("4.9")}}, "sudo apt-get remove podman-docker"),
+        ("", {"packages": {"runc": there("1.1"), "containerd": there("1.7")}}, "apt-get remove containerd runc, or"),
+        ("29.8.2", {"units": {"docker.service": {"load": "masked"}}}, "sudo systemctl unmask docker.service"),
+        ("29.8.2", {"units": {"docker.service": {"load": "not-found"}}}, "docker_engine_service_managed: false"),
+        ("29.8.2", {"files": DGX_OS, "commands": {"buildx": MISSING}}, "sudo apt-get install docker-buildx-plugin"),
+        ("", {"files": {"/etc/os-release": {**OWNED, "content": "ID=fedora"}}}, "Debian and Ubuntu only; found fedora"),
+        ("29.8.2", {"commands": {"snap": SAID}}, "sudo snap remove docker"),
+    ],
+)  # fmt: skip
+def test_an_engine_that_cannot_serve_is_refused(engine: str, probe: dict[str, Any], words: str) -> None:
+    (refusal,) = engine_rules(engine, probe=probe).refusals("host")
+    assert words in refusal
+
+
+@pytest.mark.parametrize("engine", ["", "25.0.0", "29.8.2"])
+def test_an_engine_that_can_is_not(engine: str) -> None:
+    assert engine_rules(engine).refusals("host") == []
+
+
+FOREIGN = {TOOLKIT["__nvidia_container_toolkit_sources"]: NOTHING}
+DRIVER_SAID = {"rc": 9, "stdout": "", "stderr": "Driver/library version mismatch"}
+STRANGE = {**SAID, "stdout": "/etc/apt/sources.list.d/cuda-extra.list\n"}
+
+
+@pytest.mark.parametrize(
+    ("version", "source", "probe", "words"),
+    [
+        ("1.19.1", "nvidia", {"files": DGX_OS}, "This is DGX OS, which brings the toolkit from its own repositories"),
+        ("", "auto", {"files": DGX_OS}, "libnvidia-container1 absent; expected all four at one version"),
+        ("", "auto", {"files": DGX_OS}, "apt-get install nvidia-container-toolkit on the host"),
+        ("", "host", {}, "or set nvidia_container_toolkit_source: nvidia to install"),
+        ("1.19.1", "host", {"packages": {FOUR[3]: there("1.18.2-1")}}, "container1 1.18.2-1; expected all four"),
+        ("1.17.8", "auto", {"files": FOREIGN}, "nvidia-container-toolkit 1.17.8-1, .*1.18.0 or newer"),
+        ("1.20.1", "nvidia", {"commands": {"other_sources": STRANGE}}, "cuda-extra.list also names nvidia.github.io"),
+        ("", "auto", {"commands": {"other_sources": STRANGE}}, "or set nvidia_container_toolkit_source: host"),
+        ("", "auto", {"commands": {"machine": {**SAID, "stdout": "riscv64\n"}}}, "This host is riscv64; NVIDIA has"),
+        ("1.20.1", "auto", {"commands": {"gpus": DRIVER_SAID}}, "nvidia-smi -L said \"Driver/library version mismatch"),
+        ("1.20.1", "auto", {"commands": {"engine": {**SAID, "stdout": "25.0.5"}}}, "comfyui_toolkit_version: 1.18.2-1"),
+    ],
+)  # fmt: skip
+def test_a_toolkit_that_cannot_serve_is_refused(version: str, source: str, probe: dict[str, Any], words: str) -> None:
+    rules = toolkit_rules(version, probe=probe, nvidia_container_toolkit_source=source)
+    (refusal,) = rules.refusals("host") or rules.refusals("versions")
+    assert re.search(words, refusal)
+
+
+@pytest.mark.parametrize(
+    ("version", "source"), [("", "auto"), ("1.19.1", "auto"), ("1.19.1", "host"), ("1.18.0", "nvidia")]
+)
+def test_a_toolkit_that_can_is_not(version: str, source: str) -> None:
+    rules = toolkit_rules(version, nvidia_container_toolkit_source=source)
+    assert rules.refusals("host") + rules.refusals("versions") == []
+
+
+@pytest.mark.parametrize(
+    ("release", "inputs", "packages"),
+    [
+        (UBUNTU, {}, ["docker-ce=5:29.8.2-1~ubuntu.24.04~noble", "docker-ce-cli=5:29.8.2-1~ubuntu.24.04~noble"]),
+        (
+            'ID=ubuntu\nVERSION_ID="22.04"\nVERSION_CODENAME=jammy\n',
+            {"docker_engine_version": "28.5.1"},
+            ["docker-ce=5:28.5.1-1~ubuntu.22.04~jammy", "docker-ce-cli=5:28.5.1-1~ubuntu.22.04~jammy"],
+        ),
+        (
+            'ID=debian\nVERSION_ID="13"\nVERSION_CODENAME=trixie\n',
+            {"docker_engine_source": "docker-ce"},
+            ["docker-ce=5:29.8.2-1~debian.13~trixie", "docker-ce-cli=5:29.8.2-1~debian.13~trixie"],
+        ),
+    ],
+    ids=["noble", "jammy", "trixie"],
+)
+def test_the_engine_and_its_client_are_installed_at_one_version(
+    release: str, inputs: dict[str, str], packages: list[str]
+) -> None:
+    probe = {"files": {"/etc/os-release": {**OWNED, "content": release}}}
+    rules = engine_rules(probe=probe, **inputs)
+    assert rules.value("__docker_engine_to_install") == [*packages, "containerd.io", "docker-buildx-plugin"]
+
+
+def test_the_distributions_engine_and_a_missing_buildx() -> None:
+    theirs = engine_rules(docker_engine_source="distribution")
+    assert theirs.value("__docker_engine_to_install") == ["docker.io", "docker-buildx", "iptables", "procps"]
+    assert engine_rules("29.8.2").value("__docker_engine_to_install") == []
+    bare = engine_rules("29.8.2", probe={"commands": {"buildx": MISSING}})
+    assert bare.value("__docker_engine_to_install") == ["docker-ce-cli", "docker-buildx-plugin"]
+    assert bare.refusals("host") == []
