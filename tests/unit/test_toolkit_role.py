@@ -180,7 +180,11 @@ def test_nvidias_source_and_the_files_of_the_role_are_repaired(damage: dict[str,
             probe={"files": there, "packages": {"unattended-upgrades": {"version": "2.9", "held": False}}},
             __nvidia_container_toolkit_key_right=path != keyring or damage.get("content", "key") == "key",
         )
-        tasks = {task["name"].partition("| ")[2]: task for task in rules.read("tasks/configure.yml")}
+        tasks = {
+            task["name"].partition("| ")[2]: task
+            for part in ("boot", "configure")
+            for task in rules.read(f"tasks/{part}.yml")
+        }
         hit = {
             keyring: rules.value("__nvidia_container_toolkit_source_due"),
             sources: rules.value("__nvidia_container_toolkit_source_due"),
@@ -220,7 +224,7 @@ def test_docker_waits_for_no_refresh_that_comes_last(
         nvidia_container_toolkit_version=wanted,
         nvidia_container_toolkit_source=source,
     )
-    tasks = {task["name"].partition("| ")[2]: task for task in rules.read("tasks/configure.yml")}
+    tasks = {task["name"].partition("| ")[2]: task for task in rules.read("tasks/boot.yml")}
     assert rules.applies(tasks["Start Docker after the refresh of the CDI specification"]) is not last
     assert rules.applies(tasks["Let Docker start before a refresh that comes last"]) is last
 
@@ -384,3 +388,30 @@ def test_the_distributions_engine_and_a_missing_buildx() -> None:
     bare = engine_rules("29.8.2", probe={"commands": {"buildx": MISSING}})
     assert bare.value("__docker_engine_to_install") == ["docker-ce-cli", "docker-buildx-plugin"]
     assert bare.refusals("host") == []
+
+
+@pytest.mark.parametrize(
+    ("installed", "let", "kind", "written", "removed"),
+    [
+        ("2.9", False, "absent", True, False),
+        ("", False, "absent", False, False),
+        ("2.9", True, "absent", False, False),
+        ("2.9", True, "file", False, True),
+    ],
+)
+def test_unattended_upgrades_are_kept_from_the_driver_which_is_said_and_one_variable_off(
+    installed: str, let: bool, kind: str, written: bool, removed: bool
+) -> None:
+    guard = TOOLKIT["__nvidia_container_toolkit_guard"]["path"]
+    rules = toolkit_rules(
+        "1.20.1",
+        probe={"files": {guard: {**NOTHING, "kind": kind}}, "packages": {"unattended-upgrades": there(installed)}},
+        nvidia_container_toolkit_unattended_driver_upgrades=let,
+    )
+    tasks = {task["name"].partition("| ")[2]: task for task in rules.read("tasks/configure.yml")}
+    keep = tasks["Keep unattended upgrades away from the driver"]
+    assert rules.applies(keep) is written
+    assert rules.applies(tasks["Let unattended upgrades have the driver"]) is removed
+    said = rules.templar(**keep["vars"]).template(keep["block"][0]["ansible.builtin.debug"]["msg"])
+    assert guard in said
+    assert "nvidia_container_toolkit_unattended_driver_upgrades: true" in said
