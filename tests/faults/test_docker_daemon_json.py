@@ -6,6 +6,7 @@ import importlib
 import io
 import json
 import os
+import re
 import time
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -15,6 +16,8 @@ import ansible.module_utils
 import pytest
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.testing import patch_module_args
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 # On a host Ansible ships the helpers as ansible.module_utils.NAME; here they are made to be found there.
@@ -150,6 +153,17 @@ def test_a_file_that_cannot_be_merged_into_is_left_as_it_is(host: Host, text: st
     assert answer["failed"]
     assert message in answer["msg"]
     assert host.file.read_text() == text
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(before=st.integers(1, len(FOREIGN) - 4), state=st.sampled_from(["present", "reloaded", "restarted"]))
+def test_a_broken_file_is_never_overwritten(host: Host, before: int, state: str) -> None:
+    text = FOREIGN[:before]
+    host.file.write_text(text)
+    answer = host.run(keys=KEYS, remove=["debug"], state=state)
+    assert re.search(r"daemon.json is not valid.*: line \d+ column \d+", answer["msg"])
+    assert host.file.read_text() == text
+    assert [path.name for path in host.file.parent.iterdir()] == ["daemon.json"]
 
 
 @pytest.mark.parametrize("check", [False, True])

@@ -226,9 +226,33 @@ def test_true_is_not_one() -> None:
     assert not same({"live-restore": 1}, {"live-restore": True})
 
 
-@pytest.mark.parametrize("text", ["", "\n", "  \n\t"])
-def test_an_empty_file_has_no_settings(text: str) -> None:
+@given(st.text(" \t\r\n"), CONFIGS)
+def test_an_empty_file_is_as_one_without_settings(text: str, wanted: dict[str, Any]) -> None:
     assert parse_config(text) == {}
+    planned, other = plan(text, wanted, DGX_ARGV), plan("{}", wanted, DGX_ARGV)
+    assert same(planned.config, other.config)
+    assert planned.changed_keys == other.changed_keys
+    assert planned.text is None or same(parse_config(planned.text), planned.config)
+
+
+@given(CONFIGS, st.data())
+def test_a_file_that_ends_too_early_is_refused_with_the_line(config: dict[str, Any], data: st.DataObject) -> None:
+    whole = json.dumps(config, indent=2)
+    text = whole[: data.draw(st.integers(1, len(whole) - 1))]
+    with pytest.raises(DaemonJsonError, match=r"line \d+ column \d+") as refused:
+        plan(text, {"live-restore": True}, DGX_ARGV)
+    line = int(str(refused.value).split()[1])
+    assert 1 <= line <= text.count("\n") + 1
+
+
+@given(CONFIGS, st.data())
+def test_a_file_with_a_stray_word_is_refused_with_its_line(config: dict[str, Any], data: st.DataObject) -> None:
+    lines = json.dumps(config, indent=2).splitlines()
+    at = data.draw(st.integers(0, len(lines)))
+    with pytest.raises(DaemonJsonError) as refused:
+        plan("\n".join([*lines[:at], "oops", *lines[at:]]), {"live-restore": True}, DGX_ARGV)
+    # A comma may be missing before it, which is seen at its own place.
+    assert str(refused.value).startswith((f"line {at + 1} ", f"line {at + 2} "))
 
 
 @pytest.mark.parametrize(
