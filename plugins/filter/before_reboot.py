@@ -31,10 +31,14 @@ class Finding(NamedTuple):
     command: str
 
 
-def kernels_of(text: str) -> list[Kernel]:
-    """The kernels in lines of these three with tabs between, in the boot loader's order: newest first."""
-    found = [(release, version, terms) for release, version, terms in (line.split("\t") for line in text.splitlines())]
-    return sorted(found, key=lambda kernel: [int(n) for n in re.findall(r"\d+", kernel[0])], reverse=True)
+def kernels_of(text: str, boots: str) -> list[Kernel]:
+    """The kernels in lines of these three with tabs between: what `boots` by GRUB, where known, then the newest."""
+
+    def order(kernel: Kernel) -> tuple[bool, list[int]]:
+        return f"vmlinuz-{kernel[0]}" == boots, [int(digits) for digits in re.findall(r"\d+", kernel[0])]
+
+    found = (line.split("\t") for line in text.splitlines())
+    return sorted(((release, version, terms) for release, version, terms in found), key=order, reverse=True)
 
 
 def driver(said: Mapping[str, str], kernels: list[Kernel]) -> Iterator[Finding]:
@@ -49,7 +53,7 @@ def driver(said: Mapping[str, str], kernels: list[Kernel]) -> Iterator[Finding]:
     installed = ", ".join(sorted(libraries))
     for release, version, terms in kernels:
         boots = release == kernels[0][0]
-        name = f"kernel {release}, which the next boot takes," if boots else f"kernel {release}, not the newest,"
+        name = f"kernel {release}, which the next boot takes," if boots else f"kernel {release}, another one,"
         if not version:
             command = module_command(release, packages, kernels, said["dkms"])
             yield Finding(boots, f"{name} without a module nvidia", "one; a boot into it has no GPU", command)
@@ -150,7 +154,7 @@ def disks(df: str, needed_b: Mapping[str, int]) -> Iterator[Finding]:
     """Whether each filesystem has room for what an update puts into the folders on it."""
     found: dict[str, tuple[int, list[str]]] = {}
     for line in df.splitlines()[1:]:
-        source, free_b, folder = line.split()
+        source, free_b, folder = line.rsplit(maxsplit=2)
         found.setdefault(source, (int(free_b), []))[1].append(folder)
     for available_b, folders in found.values():
         wanted_b = sum(int(needed_b[folder]) for folder in folders)
@@ -162,14 +166,16 @@ def disks(df: str, needed_b: Mapping[str, int]) -> Iterator[Finding]:
 
 
 def findings(probe: Mapping[str, Any], needed_b: Mapping[str, int]) -> list[dict[str, Any]]:
-    """What the probe of tasks/before_reboot.yml comes to, what stops first; `text` is the whole in a sentence.
+    """What the probe of tasks/before_reboot.yml comes to, what stops first; `shown` in parts, `text` in a line.
 
     `needed_b` has the folders that df was asked for, and what an update puts into each.
     """
     said = {name: answer["stdout"] for name, answer in probe["commands"].items()}
-    kernels = kernels_of(said["kernels"])
+    kernels = kernels_of(said["kernels"], said["grub"].strip())
     waits = list(reboot(probe["files"], said["running"].strip(), kernels))
+    mute = ", ".join(name for name, answer in probe["commands"].items() if answer["rc"] == 124)
     found = [
+        *([Finding(True, f"no answer within 60 s about {mute}", "one", "top, and sudo dmesg | tail")] if mute else []),
         *packages_whole(probe["commands"], said),
         *driver(said, kernels),
         *ota(probe["commands"]["ota"], pending=bool(waits)),
@@ -177,11 +183,11 @@ def findings(probe: Mapping[str, Any], needed_b: Mapping[str, int]) -> list[dict
         *holds(probe, said["held"].split()),
         *waits,
     ]
-    text = "{}: {}; expected {}. Type: {}"
-    return [
-        one._asdict() | {"text": text.format("Stop" if one.stop else "Remark", *one[1:])}
-        for one in sorted(found, key=lambda one: not one.stop)
-    ]
+    answer = []
+    for one in sorted(found, key=lambda one: not one.stop):
+        shown = {"Stop" if one.stop else "Remark": one.found, "expected": one.expected, "type": one.command}
+        answer.append({"stop": one.stop, "shown": shown, "text": "; ".join(map(": ".join, shown.items()))})
+    return answer
 
 
 class FilterModule:

@@ -94,6 +94,7 @@ DEBIAN = {
     "running": "6.1.0-18-amd64",
     "kernels": kernels(("6.1.0-18-amd64", "535.183.01", CLOSED)),
     "loaded": loaded("535.183.01"),
+    "firmware": gsp(),
     "driver_packages": packages(("libcuda1", "535.183.01-1~deb12u1")),
     "dkms": "nvidia-current/535.183.01, 6.1.0-18-amd64, x86_64: installed\n",
 }
@@ -154,7 +155,7 @@ def test_a_healthy_host_has_nothing_in_the_way(probe: dict[str, Any]) -> None:
         pytest.param(
             host(SPARK | {"kernels": kernels((OLD, "", ""), (NEW, V, OPEN))}),
             False,
-            f"kernel {OLD}, not the newest, without a module nvidia",
+            f"kernel {OLD}, another one, without a module nvidia",
             f"linux-modules-nvidia-580-open-{OLD}",
             id="an old kernel without a module",
         ),
@@ -202,10 +203,10 @@ def test_a_healthy_host_has_nothing_in_the_way(probe: dict[str, Any]) -> None:
             id="half configured",
         ),
         pytest.param(
-            host({"unfinished": "libx\tiHR\n"}),
+            host({"unfinished": "libx\tiH \nliby\tiUR\n"}),
             True,
-            "libx (iHR)",
-            "sudo dpkg --configure -a; sudo apt-get --reinstall install libx",
+            "libx (iH), liby (iUR)",
+            "sudo dpkg --configure -a; sudo apt-get --reinstall install libx liby",
             id="half installed",
         ),
         pytest.param(
@@ -237,7 +238,7 @@ def test_a_healthy_host_has_nothing_in_the_way(probe: dict[str, Any]) -> None:
             id="not root",
         ),
         pytest.param(
-            host({"kernels": kernels((NEW, "", ""))}, wants_reboot="linux-base\nlibc6\nlinux-base\n"),
+            host({"kernels": kernels((NEW, "", ""))}, wants_reboot="linux-base\nlinux-base\nlibc6\n"),
             False,
             "a reboot asked for by linux-base, libc6",
             "sudo reboot",
@@ -282,11 +283,13 @@ def test_a_healthy_host_has_nothing_in_the_way(probe: dict[str, Any]) -> None:
 )
 def test_one_thing_in_the_way_is_one_finding(probe: dict[str, Any], stop: bool, found: str, command: str) -> None:
     (finding,) = judge.findings(probe, NEEDED_B)
-    assert (finding["stop"], finding["text"].split(":")[0]) == (stop, "Stop" if stop else "Remark")
-    assert found in finding["found"]
-    assert command in finding["command"]
-    assert finding["expected"]
-    assert all(finding[part] in finding["text"] for part in ("found", "expected", "command"))
+    shown = finding["shown"]
+    assert list(shown) == ["Stop" if stop else "Remark", "expected", "type"]
+    assert finding["stop"] == stop
+    assert found in next(iter(shown.values()))
+    assert command in shown["type"]
+    assert shown["expected"]
+    assert all(f"{name}: {words}" in finding["text"] for name, words in shown.items())
 
 
 def test_an_update_that_waits_for_its_reboot_stops_nothing() -> None:
@@ -294,8 +297,8 @@ def test_an_update_that_waits_for_its_reboot_stops_nothing() -> None:
     probe = host(AFTER_UPDATE | {"ota": ota(1.3, "driver", "kernel")}, wants_reboot="linux-base\n")
     found = judge.findings(probe, NEEDED_B)
     assert [finding["stop"] for finding in found] == [False] * 4
-    texts = " ".join(finding["found"] for finding in found)
-    assert f"kernel {OLD}, not the newest, with the module {V} beside libraries of {NEXT}" in texts
+    texts = " ".join(finding["text"] for finding in found)
+    assert f"kernel {OLD}, another one, with the module {V} beside libraries of {NEXT}" in texts
     assert f"the driver {V} in memory and {NEXT} installed" in texts
     assert f"kernel {OLD} running and {NEW} installed" in texts
 
@@ -315,12 +318,34 @@ def test_a_module_that_dkms_could_not_build_stops_the_reboot_into_its_kernel() -
     assert "packages that are not done: nvidia-kernel-dkms (iF)" in texts
 
 
+def test_the_kernel_that_grub_names_is_the_one_that_counts() -> None:
+    generic = "6.20.0-35-generic"
+    mixed = SPARK | {"kernels": kernels((NEW, V, OPEN), (generic, "", ""))}
+    found = judge.findings(host(mixed), NEEDED_B)
+    assert [finding["stop"] for finding in found] == [True, False]
+    (finding,) = judge.findings(host(mixed | {"grub": f"vmlinuz-{NEW}\n"}), NEEDED_B)
+    assert not finding["stop"]
+    assert f"kernel {generic}, another one, without a module" in finding["text"]
+
+
+def test_what_hangs_is_not_taken_for_healthy() -> None:
+    (finding,) = judge.findings(host({"kernels": (124, "", "no answer within 60 s")}), NEEDED_B)
+    assert finding["stop"]
+    assert "no answer within 60 s about kernels" in finding["text"]
+
+
+def test_a_toolkit_that_is_not_there_needs_no_hold() -> None:
+    probe = host(ours=True)
+    probe["packages"] = {name: {"version": "", "held": False} for name in FOUR}
+    assert judge.findings(probe, NEEDED_B) == []
+
+
 def test_what_others_hold_in_part_is_a_remark() -> None:
     probe = host()
     probe["packages"][FOUR[0]]["held"] = True
     (finding,) = judge.findings(probe, NEEDED_B)
     assert not finding["stop"]
-    assert finding["command"] == f"sudo apt-mark hold {' '.join(FOUR[1:])}"
+    assert finding["shown"]["type"] == f"sudo apt-mark hold {' '.join(FOUR[1:])}"
 
 
 def test_the_look_knows_the_toolkit_as_its_role_does() -> None:
@@ -431,7 +456,7 @@ def test_the_play_prints_every_finding_and_fails_for_a_stop_only(tmp_path: Path)
         said = " ".join(done.stdout.split())
         for probe in probes.values():
             for finding in judge.findings(probe, NEEDED_B):
-                assert finding["found"] in said
+                assert all(f"{name}: " in said and words in said for name, words in finding["shown"].items())
         (stop,) = (finding["text"] for finding in judge.findings(probes["broken"], NEEDED_B) if finding["stop"])
         assert playbook_runs.last_words(done.stdout) == stop
         assert re.search(r"healthy +: ok=3 +changed=0 +unreachable=0 +failed=0", done.stdout)
@@ -444,7 +469,7 @@ def test_the_look_works_on_this_machine_and_only_when_asked_for(tmp_path: Path) 
     assert re.search(r"healthy +: ok=[23] +changed=0 +unreachable=0", done.stdout)
     (look, *rest) = done.stdout.split("TASK [before_reboot | ")[1:]
     assert "ok: [healthy]" in look
-    assert "Nothing stands in the way" in rest[0] or "; expected " in rest[0]
+    assert "Nothing stands in the way" in rest[0] or "expected: " in rest[0]
     idle = run(tmp_path)
     assert idle.returncode == 0
     assert "TASK" not in idle.stdout
