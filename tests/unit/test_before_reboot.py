@@ -353,6 +353,16 @@ def test_the_look_knows_the_toolkit_as_its_role_does() -> None:
     assert sorted(LOOK["files"]) == sorted([OURS, TOOLKIT["__nvidia_container_toolkit_keyring"]])
 
 
+def test_the_runbook_shows_what_the_play_says() -> None:
+    page = (ROOT / "docs/operations.md").read_text()
+    others = packages((f"linux-modules-nvidia-580-open-{OLD}", "6.17.0-1029.29"))
+    bare = SPARK | {"kernels": kernels((OLD, V, OPEN), (NEW, "", "")), "driver_packages": others}
+    (finding,) = judge.findings(host(bare), NEEDED_B)
+    assert "\n-   " + "\n    ".join(": ".join(part) for part in finding["shown"].items()) + "\n" in page
+    boot, root, var = (f"{NEEDED_B[folder] / 1e9:g} GB in `{folder}`" for folder in ("/boot", "/", "/var"))
+    assert f"{boot}, {root} and {var}" in page
+
+
 def shell(name: str, **environment: str) -> str:
     program = LOOK["commands"][name]
     done = subprocess.run(program, env=os.environ | environment, capture_output=True, text=True, check=False)
