@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -43,6 +44,7 @@ QUIET_MOST_UTILISATION = 5
 GRAPHS = {"txt2img": "txt2img_sdxl", "img2img": "img2img_sdxl", "batch": "batch_generation"}
 METADATA_LIMIT_B = 1 << 26
 BLANK_STD = 1.0  # levels of 0 to 255
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class RefusalError(Exception):
@@ -417,5 +419,5 @@ def slower(entry: Mapping[str, Any], reference: Mapping[str, Any]) -> bool:
 def remarks(log: str) -> list[str]:
     """What a server said about its settings: lines that name attention, memory mode, allocator and warnings."""
     telling = ("attention", "vram state", "async", "pinned", "aimdo", "dynamic", "warning", "fallback", "not available")
-    lines = [line.strip()[:200] for line in log.splitlines()]
+    lines = [line.strip()[:200] for line in COLOUR.sub("", log).splitlines()]
     return list(dict.fromkeys(line for line in lines if any(word in line.lower() for word in telling)))[:20]

@@ -127,8 +127,8 @@ def test_the_plain_run_enters_only_the_mounts() -> None:
 
 
 def test_what_a_server_said_of_its_settings_is_kept_once() -> None:
-    log = "Using pytorch attention\nUsing pytorch attention\n\nStarting server\nSet vram state to: HIGH_VRAM\n"
-    assert run.remarks(log) == ["Using pytorch attention", "Set vram state to: HIGH_VRAM"]
+    log = "attention\nattention\n\nserver\n\x1b[32mSet vram state to: HIGH_VRAM\x1b[0m\n"
+    assert run.remarks(log) == ["attention", "Set vram state to: HIGH_VRAM"]
 
 
 class Engine:

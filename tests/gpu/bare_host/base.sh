@@ -29,7 +29,7 @@ for name in libcuda.so.1 libnvidia-ml.so.1 libnvidia-ptxjitcompiler.so.1 libnvid
 done
 ln -s "libnvidia-nvvm.so.$driver" "$links/usr/lib/x86_64-linux-gnu/libnvidia-nvvm.so.4"
 # The machine's own names folders that the image has not. One there must be: Triton asks `ldconfig -p` before it compiles.
-ldconfig -r "$links"
+ldconfig -X -r "$links"
 
 # Two layers: Docker takes no path twice in one, and both bring setuptools.
 keep() {
