@@ -61,7 +61,7 @@ check: setup ## Lint and unit tests
 	yamllint --strict .
 	ansible-lint
 	ansible-playbook --syntax-check site.yml playbooks/*.yml
-	pytest --quiet --numprocesses auto
+	pytest --quiet --numprocesses auto --hypothesis-profile ci
 
 test: check ## Everything that gates a change, without a GPU: check, then the scenarios
 	@UPSTREAMS=standin python -m sandbox scenarios --plain
