@@ -540,8 +540,11 @@ class Guard:
                 break
             except ComfyuiError as error:
                 found = self.engine.inspect() or {"State": {"Running": False, "ExitCode": "unknown"}}
-                if found.get("RestartCount", 0) >= CRASH_LIMIT or not found["State"]["Running"]:
-                    raise GuardError(f"its container ends, with status {found['State']['ExitCode']}.") from error
+                state = found["State"]
+                # Of one that was started once more, Docker tells no status until it ends again.
+                restarting = state.get("Restarting") and found["RestartCount"] >= CRASH_LIMIT
+                if restarting or not state["Running"]:
+                    raise GuardError(f"its container ends, with status {state['ExitCode']}.") from error
                 if time.monotonic() >= deadline:
                     raise GuardError(f"after {release['start_timeout_s']} s: {error}.") from error
             time.sleep(POLL_S)

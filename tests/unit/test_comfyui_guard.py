@@ -55,6 +55,7 @@ class World:
         self.engine_answers = True
         self.exec_fails = ""
         self.restarts = 0
+        self.between_starts = False
         self.deaf = self.slow = False
         self.spec_problems: list[str] = []
         self.spec_mends = True
@@ -98,6 +99,9 @@ class World:
         if not self.engine_answers:
             return False, "", "Cannot connect to the Docker daemon"
         if words[1:3] == ("container", "inspect"):
+            if self.container and self.restarts:  # Docker has a status of it only until it starts it again
+                self.between_starts = not self.between_starts
+                self.container["State"] |= {"Restarting": self.between_starts, "ExitCode": 3 * self.between_starts}
             return self.container is not None, json.dumps([self.container]), "Error: No such container: comfyui"
         if words[1:3] == ("image", "inspect"):
             return words[3] in self.images, "", "No such image"
@@ -623,9 +627,10 @@ def test_a_release_that_runs_is_not_asked_for_an_image_while_it_renders(
     assert "neither an image nor the GPU is asked for: it renders another one" in capsys.readouterr().err
 
 
-def test_a_release_that_keeps_ending_is_not_waited_for(world: World) -> None:
+@pytest.mark.parametrize("first_look", [False, True])
+def test_a_release_that_keeps_ending_is_not_waited_for(world: World, first_look: bool) -> None:
     set_image(world, BAD, "silent", start_timeout_s=10**6)
-    world.restarts = 2  # Docker starts it again each time, so it always runs
+    world.restarts, world.between_starts = 2, first_look  # Docker starts it again each time, so it always runs
     assert "its container ends, with status 3" in error_of(world, lambda: activate(world, BAD))
 
 
