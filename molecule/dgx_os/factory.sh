@@ -40,7 +40,6 @@ END
 cat > /etc/docker/daemon.json <<'END'
 {
   "default-cgroupns-mode": "host",
-  "exec-opts": ["native.cgroupdriver=systemd"],
   "features": {"buildkit": true},
   "log-opts": {"max-size": "50m"},
   "runtimes": {"nvidia": {"path": "/usr/bin/nvidia-container-runtime", "args": []}},
