@@ -157,7 +157,8 @@ def of_told(arguments: Arguments, result: Mapping[str, Any], _: Seen) -> list[tu
     return [(row["resource"], row["expected"], row["found"]) for row in result.get("drift", arguments.get("drift", []))]
 
 
-KINDS: dict[str, Callable[[Arguments, Any, Seen], list[tuple[str, str, str]]]] = {
+Teller = Callable[[Arguments, Any, Seen], list[tuple[str, str, str]]]
+KINDS: dict[str, Teller] = {
     "apt": of_apt,
     "copy": of_file,
     "docker_daemon_json": of_daemon_json,
@@ -179,8 +180,8 @@ def rows_of(action: str, arguments: Arguments, result: Mapping[str, Any], seen: 
     """What one result says of resources; empty where it only follows from others."""
     if short(action) == "show_progress":
         ((action, arguments),) = (arguments.get("run") or {"show_progress": {}}).items()
-    told = KINDS.get(short(action), of_told)(arguments, result, seen)
-    return [Row(resource, expected, found, outcome) for resource, expected, found in told]
+    tell: Teller = KINDS.get(short(action), of_told)
+    return [Row(*told, outcome) for told in tell(arguments, result, seen)]
 
 
 def table(rows: list[Row]) -> list[str]:

@@ -1,0 +1,167 @@
+"""The table of what had drifted: what one result says of resources, and what a real run leaves."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from callback import drift
+
+from playbook_runs import environment
+
+ENTRY = {"kind": "file", "mode": "0644", "uid": 0, "gid": 0, "size_b": 5, "link": None}
+FILE = {"dest": "/etc/x", "mode": "0644", "owner": "root", "group": "root"}
+FOLDER = {"path": "/srv/x", "state": "directory", "mode": "0755", "owner": "990", "group": "990"}
+
+
+def seen(**probed: Any) -> drift.Seen:
+    known = drift.Seen()
+    known.add(probed)
+    return known
+
+
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        ({**ENTRY, "kind": "absent"}, "absent"),
+        ({**ENTRY, "kind": "absent", "link": "gone"}, "a link to gone, which is not there"),
+        ({**ENTRY, "kind": "dir"}, "a dir"),
+        ({**ENTRY, "size_b": 0}, "empty"),
+        ({**ENTRY, "mode": "0666"}, "mode 0666"),
+        ({**ENTRY, "uid": 1000, "gid": 7}, "owner 1000, group 7"),
+        (ENTRY, "other content"),
+    ],
+)
+def test_a_file_is_found_as_the_probe_saw_it(entry: dict[str, Any], found: str) -> None:
+    rows = drift.rows_of("ansible.builtin.copy", FILE, {}, seen(files={"/etc/x": entry}), "repaired")
+    assert rows == [drift.Row("/etc/x", "file, 0644, root, root", found, "repaired")]
+
+
+@pytest.mark.parametrize(
+    ("entry", "found"),
+    [
+        ({**ENTRY, "kind": "dir", "mode": "0755", "uid": 990, "gid": 0}, "group 0"),
+        ({**ENTRY, "kind": "dir", "mode": "0755", "uid": 990, "gid": 990}, "other"),
+        ({**ENTRY, "kind": "file", "mode": "0755", "uid": 990, "gid": 990}, "a file"),
+    ],
+)
+def test_a_folder_as_well(entry: dict[str, Any], found: str) -> None:
+    (row,) = drift.rows_of("ansible.builtin.file", FOLDER, {}, seen(files={"/srv/x": entry}), "repaired")
+    assert (row.expected, row.found) == ("folder, 0755, 990, 990", found)
+
+
+def test_what_no_probe_saw_is_other() -> None:
+    (row,) = drift.rows_of("ansible.builtin.copy", FILE, {}, seen(), "repaired")
+    assert row.found == "other"
+
+
+def test_what_was_seen_first_stands() -> None:
+    known = seen(files={"/etc/x": {**ENTRY, "kind": "absent"}})
+    known.add({"files": {"/etc/x": ENTRY}})
+    assert known.file("/etc/x", FILE) == "absent"
+
+
+@pytest.mark.parametrize(
+    ("action", "arguments", "result", "rows"),
+    [
+        (
+            "ansible.builtin.apt",
+            {"name": ["a=2", "b=2", "c"], "update_cache": True},
+            {},
+            [("package a", "2", "1"), ("package c", "installed", "absent")],
+        ),
+        ("ansible.builtin.apt", {"name": "b", "state": "absent"}, {}, [("package b", "absent", "2")]),
+        ("ansible.builtin.apt", {"update_cache": True}, {}, []),
+        ("ansible.builtin.dpkg_selections", {"name": "a", "selection": "hold"}, {}, [("hold of a", "hold", "none")]),
+        (
+            "ansible.builtin.systemd_service",
+            {"name": "u.service", "state": "started", "enabled": True},
+            {},
+            [("unit u.service", "started, enabled", "failed, disabled")],
+        ),
+        ("ansible.builtin.systemd_service", {"name": "u.service", "state": "restarted"}, {}, []),
+        ("ansible.builtin.systemd_service", {"daemon_reload": True}, {}, []),
+        ("ansible.builtin.user", {"name": "c", "uid": 990}, {}, [("user c", "number 990", "other")]),
+        ("ansible.builtin.group", {"name": "c", "gid": 990}, {}, [("group c", "number 990", "other")]),
+        (
+            "docker_daemon_json",
+            {"path": "/etc/docker/daemon.json"},
+            {"changed_keys": ["live-restore"]},
+            [("/etc/docker/daemon.json: live-restore", "as configured", "other")],
+        ),
+        ("docker_daemon_json", {"path": "/etc/docker/daemon.json", "state": "reloaded"}, {}, []),
+        (
+            "show_progress",
+            {"title": "t", "run": {"some_module": {"x": 1}}},
+            {"drift": [{"resource": "image i", "expected": "there", "found": "absent"}]},
+            [("image i", "there", "absent")],
+        ),
+        ("show_progress", {"jobs": []}, {}, []),
+        ("ansible.builtin.command", {"argv": ["true"]}, {}, []),
+    ],
+)
+def test_each_module_names_what_it_keeps(
+    action: str, arguments: dict[str, Any], result: dict[str, Any], rows: list[tuple[str, str, str]]
+) -> None:
+    known = seen(
+        packages={"a": {"version": "1"}, "b": {"version": "2"}, "c": {"version": ""}},
+        units={"u.service": {"active": "failed", "file_state": "disabled"}},
+    )
+    found = drift.rows_of(action, arguments, result, known, "repaired")
+    assert [(row.resource, row.expected, row.found) for row in found] == rows
+
+
+def run(folder: Path, *options: str, name: str = "site.yml") -> tuple[int, str, list[dict[str, str]] | None]:
+    """A run on this machine that keeps two files, of which one is right; its status, words and rows."""
+    (folder / "right").write_text("right")
+    (folder / "right").chmod(0o644)
+    copy = {"mode": "0644", "content": "right"}
+    tasks: list[dict[str, Any]] = [
+        {"host_probe": {"files": [str(folder / "right"), str(folder / "new")]}},
+        {"ansible.builtin.copy": {**copy, "dest": "{{ item }}"}, "loop": [str(folder / "right"), str(folder / "new")]},
+        {"ansible.builtin.copy": {**copy, "dest": str(folder / "here")}, "delegate_to": "localhost"},
+        {"ansible.builtin.copy": {**copy, "dest": "/proc/nowhere"}, "when": "broken is defined"},
+    ]
+    local = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
+    play = {"hosts": "all", "gather_facts": False, "vars": local, "tasks": tasks}
+    (folder / name).write_text(yaml.safe_dump([play]))
+    done = subprocess.run(
+        [sys.executable, "-m", "ansible", "playbook", "-i", "one,", str(folder / name), *options],
+        env=environment(DRIFT_FOLDER=str(folder / "artifacts")),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    written = folder / "artifacts/one/drift.json"
+    return done.returncode, done.stdout, json.loads(written.read_text()) if written.exists() else None
+
+
+def test_a_run_names_what_it_repaired_and_the_next_one_nothing(tmp_path: Path) -> None:
+    row = {"resource": f"{tmp_path}/new", "expected": "file, 0644", "found": "absent"}
+    status, said, rows = run(tmp_path, "--check")
+    assert (status, rows) == (0, [{**row, "outcome": "to be repaired"}])
+    assert not (tmp_path / "new").exists()
+    status, said, rows = run(tmp_path)
+    assert (status, rows) == (0, [{**row, "outcome": "repaired"}])
+    assert "DRIFT [one]" in said.rpartition("PLAY RECAP")[2]
+    status, said, rows = run(tmp_path)
+    assert (status, rows) == (0, [])
+    assert "Nothing had drifted." in said.rpartition("PLAY RECAP")[2]
+
+
+def test_what_could_not_be_repaired_is_said(tmp_path: Path) -> None:
+    status, _, rows = run(tmp_path, "-e", "broken=1")
+    assert status == 2
+    assert rows
+    assert (rows[-1]["resource"], rows[-1]["outcome"]) == ("/proc/nowhere", "not repaired")
+
+
+def test_another_playbook_is_left_alone(tmp_path: Path) -> None:
+    status, said, rows = run(tmp_path, name="verify.yml")
+    assert (status, rows) == (0, None)
+    assert "DRIFT" not in said
