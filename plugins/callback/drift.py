@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -204,6 +204,8 @@ class CallbackModule(CallbackBase):  # type: ignore[misc] # ansible-core has no 
         self.seen: dict[str, Seen] = {}
         # By resource: a second change of the same one, as after a repair that did not hold, adds no row.
         self.rows: dict[str, dict[str, Row]] = {}
+        # What was named before its repair, with the role that repairs it.
+        self.named: dict[str, dict[str, str]] = {}
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
         """Leave other playbooks alone."""
@@ -243,9 +245,16 @@ class CallbackModule(CallbackBase):  # type: ignore[misc] # ansible-core has no 
         if short(action) == "host_probe":
             seen.add(result.result)
         elif outcome or result.is_changed():
+            role = str(result.task._role)
+            named = self.named.setdefault(host, {})
+            if outcome == FAILED:
+                rows = self.rows[host]
+                rows |= {name: replace(rows[name], outcome=FAILED) for name in named if named[name] == role}
             outcome = outcome or (WOULD if result.task.check_mode else REPAIRED)
             for row in rows_of(action, fields["args"], result.result, seen, outcome):
                 self.rows[host].setdefault(row.resource, row)
+                if short(action) == "drifted":
+                    named[row.resource] = role
             self.write(host)
 
     def write(self, host: str) -> None:

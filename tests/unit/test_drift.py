@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -116,8 +117,10 @@ def test_each_module_names_what_it_keeps(
     assert [(row.resource, row.expected, row.found) for row in found] == rows
 
 
-def run(folder: Path, *options: str, name: str = "site.yml") -> tuple[int, str, list[dict[str, str]] | None]:
-    """A run on this machine that keeps two files, of which one is right; its status, words and rows."""
+def run(
+    folder: Path, *options: str, name: str = "site.yml", roles: Sequence[str] = ()
+) -> tuple[int, str, list[dict[str, str]] | None]:
+    """A run on this machine of these roles, or of two files, one of them right; its status, words and rows."""
     (folder / "right").write_text("right")
     (folder / "right").chmod(0o644)
     copy = {"mode": "0644", "content": "right"}
@@ -129,10 +132,12 @@ def run(folder: Path, *options: str, name: str = "site.yml") -> tuple[int, str, 
     ]
     local = {"ansible_connection": "local", "ansible_python_interpreter": "{{ ansible_playbook_python }}"}
     play = {"hosts": "all", "gather_facts": False, "vars": local, "tasks": tasks}
+    if roles:
+        play |= {"tasks": [], "roles": list(roles)}
     (folder / name).write_text(yaml.safe_dump([play]))
     done = subprocess.run(
         [sys.executable, "-m", "ansible", "playbook", "-i", "one,", str(folder / name), *options],
-        env=environment(DRIFT_FOLDER=str(folder / "artifacts")),
+        env=environment(DRIFT_FOLDER=str(folder / "artifacts"), ANSIBLE_ROLES_PATH=str(folder / "roles")),
         capture_output=True,
         text=True,
         check=False,
@@ -159,6 +164,24 @@ def test_what_could_not_be_repaired_is_said(tmp_path: Path) -> None:
     assert status == 2
     assert rows
     assert (rows[-1]["resource"], rows[-1]["outcome"]) == ("/proc/nowhere", "not repaired")
+
+
+@pytest.mark.parametrize(("broken", "outcome"), [(False, "repaired"), (True, "not repaired")])
+def test_what_was_named_is_repaired_where_its_role_did_not_fail(tmp_path: Path, broken: bool, outcome: str) -> None:
+    row = {"resource": "image i", "expected": "there", "found": "absent"}
+    for role, tasks in {
+        "other": [{"drifted": {**row, "resource": "image of another"}}],
+        "ours": [{"drifted": row}, {"ansible.builtin.command": "false" if broken else "true"}],
+    }.items():
+        folder = tmp_path / "roles" / role / "tasks"
+        folder.mkdir(parents=True)
+        (folder / "main.yml").write_text(yaml.safe_dump(tasks))
+    status, _, rows = run(tmp_path, roles=["other", "ours"])
+    assert status == (2 if broken else 0)
+    assert rows
+    assert {one["resource"]: one["outcome"] for one in rows} == {"image of another": "repaired", "image i": outcome}
+    status, _, rows = run(tmp_path, "--check", roles=["ours"])
+    assert (status, rows) == (0, [{**row, "outcome": "to be repaired"}])
 
 
 def test_another_playbook_is_left_alone(tmp_path: Path) -> None:
