@@ -76,7 +76,7 @@ def test_a_dry_run_predicts_the_image_that_a_real_one_makes(sandbox: Sandbox, ol
     assert made.status == 0, made.output
     assert len(set(re.findall("GHSA(?:-[a-z0-9]{4}){3}", made.output))) == 5, made.output
     tag = sandbox.made()
-    assert f"Would build dgx-comfyui:{tag} from http://upstreams.test" in predicted.output
+    assert f"image dgx-comfyui:{tag}: found absent, expected built from http://upstreams.test" in predicted.output
     assert "over its base" in made.output
     record = json.loads(sandbox.shell(f"cat /etc/comfyui/images/{tag}.json"))
     contents = {entry["name"].replace("_", "-"): entry for entry in record["contents"]}
