@@ -15,8 +15,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # ansible has no types
     _supports_check_mode = True
 
     def run(self, tmp: Any = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:  # noqa: ARG002
-        """A change with the row, said at once."""
+        """The row, said at once."""
         _, row = self.validate_argument_spec({name: {"type": "str", "required": True} for name in self._VALID_ARGS})
         words = f"{row['resource']}: found {row['found']}, expected {row['expected']}"
         self._display.display(f"{(task_vars or {}).get('inventory_hostname')}: {words}")
-        return {"changed": True, "drift": [row]}
+        return {"changed": self._task.check_mode, "drift": [row]}

@@ -244,7 +244,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc] # ansible-core has no 
         action = str(result.task.resolved_action or result.task.action)
         if short(action) == "host_probe":
             seen.add(result.result)
-        elif outcome or result.is_changed():
+        elif outcome or result.is_changed() or short(action) == "drifted":
             role = str(result.task._role)
             named = self.named.setdefault(host, {})
             if outcome == FAILED:

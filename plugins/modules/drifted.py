@@ -6,7 +6,7 @@ short_description: Name a resource that is not as it should be, before commands 
 description:
   - A row for the table of the callback plugin P(drift#callback), for resources whose repair no module speaks
     for. The row says C(not repaired) if a later task of the same role fails.
-  - Counts as a change, in check mode as well, and changes nothing.
+  - Changes nothing. In check mode it counts as a change, in place of the repair.
 options:
   resource:
     description: What it is, in the words of the table.

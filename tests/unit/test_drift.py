@@ -176,12 +176,14 @@ def test_what_was_named_is_repaired_where_its_role_did_not_fail(tmp_path: Path, 
         folder = tmp_path / "roles" / role / "tasks"
         folder.mkdir(parents=True)
         (folder / "main.yml").write_text(yaml.safe_dump(tasks))
-    status, _, rows = run(tmp_path, roles=["other", "ours"])
+    status, said, rows = run(tmp_path, roles=["other", "ours"])
     assert status == (2 if broken else 0)
+    assert f"changed={0 if broken else 1}" in said  # the repair is the change
     assert rows
     assert {one["resource"]: one["outcome"] for one in rows} == {"image of another": "repaired", "image i": outcome}
-    status, _, rows = run(tmp_path, "--check", roles=["ours"])
+    status, said, rows = run(tmp_path, "--check", roles=["ours"])
     assert (status, rows) == (0, [{**row, "outcome": "to be repaired"}])
+    assert "changed=1" in said
 
 
 def test_another_playbook_is_left_alone(tmp_path: Path) -> None:
