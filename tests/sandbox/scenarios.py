@@ -44,6 +44,7 @@ class Run:
     minutes: float
     tests: int
     problem: str
+    failures: tuple[str, ...] = ()
 
 
 def found() -> list[str]:
@@ -58,6 +59,19 @@ def count_tests(report: Path) -> int:
         return 0
     suites = ET.parse(report).getroot().iter("testsuite")  # noqa: S314 - pytest wrote it a moment ago
     return sum(int(suite.get("tests", 0)) - int(suite.get("skipped", 0)) for suite in suites)
+
+
+def failures(report: Path) -> tuple[str, ...]:
+    """The tests of a JUnit report that failed, each with the first line of why."""
+    if not report.exists():
+        return ()
+    cases = ET.parse(report).getroot().iter("testcase")  # noqa: S314 - pytest wrote it a moment ago
+    return tuple(
+        f"{case.get('name')}: {(why.get('message') or why.text or '').strip().partition(chr(10))[0]}"
+        for case in cases
+        for why in case
+        if why.tag in {"failure", "error"}
+    )
 
 
 def judge(status: int, tests: int, minutes: float, budget_min: float) -> str:
@@ -86,9 +100,10 @@ def run(name: str, title: str, *, mitogen: bool, shared: bool = False) -> Run:
             command, cwd=ROOT, env=environment, stdout=output, stderr=output, check=False
         ).returncode
     minutes = (time.monotonic() - started_s) / 60
-    tests = count_tests(evidence / "verify.xml")
+    report = evidence / "verify.xml"
+    tests = count_tests(report)
     budget_min = BUDGETS_MIN.get(name, BUDGET_MIN) * (SHARED if shared else 1)
-    done = Run(title, budget_min, minutes, tests, judge(status, tests, minutes, budget_min))
+    done = Run(title, budget_min, minutes, tests, judge(status, tests, minutes, budget_min), failures(report))
     if shared:
         words = log.read_text(errors="replace").splitlines()[-LAST_LINES:] if done.problem else []
         print("\n".join([*words, f"    {title}: {done.problem or 'passed'} after {minutes:.1f} min"]), flush=True)
@@ -96,7 +111,7 @@ def run(name: str, title: str, *, mitogen: bool, shared: bool = False) -> Run:
 
 
 def table(runs: list[Run], minutes: float) -> str:
-    """Minutes, tests and verdict of each run, the minutes of all together, and a closing line."""
+    """Minutes, tests and verdict of each run, the minutes of all together, what failed, and a closing line."""
     lines = [f"{'scenario':28} {'minutes':>7} {'budget':>6} {'tests':>5}"]
     lines += [
         f"{run.title:28} {run.minutes:7.1f} {run.budget_min:6.0f} {run.tests:5}  {run.problem or 'passed'}"
@@ -104,6 +119,7 @@ def table(runs: list[Run], minutes: float) -> str:
     ]
     failed = sum(bool(run.problem) for run in runs)
     lines += [f"{'together':28} {minutes:7.1f}", ""]
+    lines += [f"{run.title}: {failure}" for run in runs for failure in run.failures]
     lines += [f"scenarios: {len(runs) - failed} passed, {failed} failed"]
     return "\n".join(lines)
 

@@ -23,6 +23,17 @@ def test_no_report_is_no_test(tmp_path: Path) -> None:
     assert scenarios.count_tests(tmp_path / "verify.xml") == 0
 
 
+def test_what_failed_is_named_with_its_first_line(tmp_path: Path) -> None:
+    report = tmp_path / "verify.xml"
+    report.write_text(
+        '<testsuites><testsuite tests="3"><testcase name="test_fine"/>'
+        '<testcase name="test_wrong"><failure message="assert 1 == 2&#10;  +1">long</failure></testcase>'
+        '<testcase name="test_lost"><error>no host&#10;at all</error></testcase></testsuite></testsuites>'
+    )
+    assert scenarios.failures(report) == ("test_wrong: assert 1 == 2", "test_lost: no host")
+    assert scenarios.failures(tmp_path / "none.xml") == ()
+
+
 @pytest.mark.parametrize(
     ("status", "tests", "minutes", "problem"),
     [
@@ -37,9 +48,13 @@ def test_the_verdict(status: int, tests: int, minutes: float, problem: str) -> N
 
 
 def test_the_table_ends_with_the_count() -> None:
-    runs = [scenarios.Run("default", 12, 5.1, 60, ""), scenarios.Run("refusals", 4, 2.0, 0, "no test ran")]
+    runs = [
+        scenarios.Run("default", 12, 5.1, 60, ""),
+        scenarios.Run("refusals", 4, 2.0, 0, "failed with 2", ("test_wrong: why",)),
+    ]
     lines = scenarios.table(runs, 7.1).splitlines()
-    assert "no test ran" in lines[2]
+    assert "failed with 2" in lines[2]
+    assert lines[-2] == "refusals: test_wrong: why"
     assert lines[-1] == "scenarios: 1 passed, 1 failed"
 
 

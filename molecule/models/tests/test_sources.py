@@ -143,8 +143,9 @@ def test_a_token_is_in_no_log_and_on_no_command_line(
     pattern = f"[{TOKEN[0]}]{TOKEN[1:]}"
     kept = "/root /tmp /var/tmp /var/log /run /opt/dgx-comfyui /srv/comfyui /etc"
     search = f"grep -rl {pattern} {kept} 2>/dev/null"
-    # Without Mitogen, Ansible looks every 5 s whether a job has ended, and removes then what started it.
-    host.run(f"timeout 20 sh -c 'while {search}; do sleep 1; done'")
+    # Without Mitogen, Ansible looks every 5 s whether a job has ended, and removes then what started it: the search
+    # may come upon it, and it goes on where a file went from under it, which grep's status would call an end.
+    host.run(f"""timeout 20 sh -c 'while [ -n "$({search})" ]; do sleep 1; done'""")
     assert host.run(search).stdout == ""
     assert host.run(f"journalctl --no-pager --output=cat | grep {pattern}").stdout == ""
 
