@@ -54,14 +54,21 @@ demo-destroy: setup ## Remove everything that the demo made
 	@python -m sandbox destroy demo
 	rm -rf artifacts/demo
 
-check: setup ## Lint and unit tests
+check: setup ## Lint and unit tests, side by side
+	@$(MAKE) --jobs 2 lint unit
+
+.PHONY: lint unit
+lint: setup
 	@ruff format --check
 	ruff check
 	mypy
 	yamllint --strict .
 	ansible-lint
 	ansible-playbook --syntax-check site.yml playbooks/*.yml
-	pytest --quiet --numprocesses auto --hypothesis-profile ci
+
+# More processes than processors: many of these tests wait, for a run of Ansible or for a server.
+unit: setup
+	@pytest --quiet --numprocesses 4 --hypothesis-profile ci
 
 test: check ## Everything that gates a change, without a GPU: check, then the scenarios
 	@UPSTREAMS=standin python -m sandbox scenarios --plain
