@@ -4,6 +4,7 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-builtin-rules --no-print-directory
 .DEFAULT_GOAL := help
 
+export DEMO_NAME ?= demo
 DEMO_PORT ?= 8188
 UPSTREAMS ?= auto
 # 0 runs the tasks without Mitogen.
@@ -22,7 +23,7 @@ endif
 PYTHON = $(shell for p in python3.13 python3.12 python3.11 python3 /usr/bin/python3; do \
   if "$$p" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null; then echo "$$p"; break; fi; done)
 
-.PHONY: help demo demo-destroy check test test-full browser bench lock setup
+.PHONY: help demo demo-break demo-destroy check test test-full browser bench docs lock setup
 help: ## Show the commands
 	@grep -hE '^[a-z-]+:.*## ' Makefile | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 24
 
@@ -41,18 +42,21 @@ $(VENV)/locked: requirements.txt
 	touch "$@"
 
 demo: setup ## Provision a sandbox host from nothing; ComfyUI at http://127.0.0.1:8188
-	@python -m sandbox up demo --port $(DEMO_PORT) --upstreams $(UPSTREAMS)
+	@python -m sandbox up $(DEMO_NAME) --port $(DEMO_PORT) --upstreams $(UPSTREAMS)
 	echo "==> Provisioning the sandbox host: ansible-playbook site.yml (some minutes, the image build is the longest) ..."
-	ansible-playbook --inventory .cache/sandbox/demo site.yml
+	ansible-playbook --inventory .cache/sandbox/$(DEMO_NAME) site.yml
 	echo "==> Verifying it: ansible-playbook playbooks/verify.yml (about a minute) ..."
-	ansible-playbook --inventory .cache/sandbox/demo playbooks/verify.yml
+	ansible-playbook --inventory .cache/sandbox/$(DEMO_NAME) playbooks/verify.yml
 	echo
-	echo "ComfyUI answers at http://127.0.0.1:$(DEMO_PORT) and has rendered an image; look at artifacts/demo/verify.html."
+	echo "ComfyUI answers at http://127.0.0.1:$(DEMO_PORT) and has rendered an image; look at artifacts/$(DEMO_NAME)/verify.html."
 	echo "Stop and remove it all: make demo-destroy"
 
+demo-break: setup ## Do one damage to the demo, which make demo repairs: NAME=..., or none for a list
+	@python -m demo_break $(NAME)
+
 demo-destroy: setup ## Remove everything that the demo made
-	@python -m sandbox destroy demo
-	rm -rf artifacts/demo
+	@python -m sandbox destroy $(DEMO_NAME)
+	rm -rf artifacts/$(DEMO_NAME)
 
 check: setup ## Lint and unit tests, side by side
 	@$(MAKE) --jobs 2 lint unit
@@ -63,6 +67,7 @@ lint: setup
 	ruff check
 	mypy
 	yamllint --strict .
+	codespell
 	ansible-lint
 	ansible-playbook --syntax-check site.yml playbooks/*.yml
 
@@ -71,9 +76,11 @@ unit: setup
 	@pytest --quiet --numprocesses 4 --hypothesis-profile ci
 
 test: check ## Everything that gates a change, without a GPU: check, then the scenarios
-	@UPSTREAMS=standin python -m sandbox scenarios --plain
+	@UPSTREAMS=standin python -m sandbox scenarios $(FULL)
 
-test-full: test browser bench ## Everything: test, what a browser shows, and the benchmarks
+test-full: export DRIFT_ROUNDS := all
+test-full: FULL := --full
+test-full: test browser bench ## Everything: test with all rounds of the drift matrix, what a browser shows, the benchmarks
 
 # The stand-in for ComfyUI has no editor: the real one is taken where it can be had, and otherwise its tests are skipped.
 browser: export UPSTREAMS := standin
@@ -92,6 +99,9 @@ bench: setup ## What a run costs that has nothing to do, and what a model and a 
 	@UPSTREAMS=standin python tests/bench/noop.py
 	python tests/bench/models.py
 	UPSTREAMS=standin python tests/bench/image.py
+
+docs: setup ## Make the tables of variables in the roles' pages anew
+	@for role in roles/*; do aar-doc "$$role" markdown; done
 
 lock: setup ## Make the locks anew
 	@uv pip compile --quiet --upgrade --universal --python-version 3.11 --generate-hashes --no-emit-index-url \

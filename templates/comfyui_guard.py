@@ -1,9 +1,9 @@
 #!/usr/bin/python3
 """Keeps ComfyUI's container as the current release says, and never leaves a host with a release that does not work.
 
-comfyui.service calls start and stop, comfyui-guard.timer calls check, provisioning calls activate, and whoever wants to
-know calls report. Words for people go to the error output, and so to the journal; results are JSON. Standard library
-and the modules beside it only: it runs on the host's own Python.
+comfyui.service calls start and stop, comfyui-guard.timer calls check, provisioning calls drift and activate, and
+whoever wants to know calls report. Words for people go to the error output, and so to the journal; results are JSON.
+Standard library and the modules beside it only: it runs on the host's own Python.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from comfyui_api import Client, ComfyuiError
 from comfyui_releases import ReleaseError, Releases
 
 CONTAINER = "comfyui"
+WRITABLE = ("cache", "input", "output", "user")
 CONTAINER_PORT = 8188
 UNIT = "comfyui.service"
 RELEASE_LABEL = "dgx-comfyui.release"
@@ -49,7 +50,7 @@ OTHER_BACKUP = 'Make room there, set comfyui_service_backup_dir to another folde
 ROOM_LEAST_B = 256 * 1024**2
 # A busy server may miss one answer; three in a row, a minute apart, it does not.
 SILENT_LIMIT = 3
-# A repair that did not help twice will not help a third time.
+# A repair that did not help so often will not help the next time.
 REPAIR_LIMIT = 3
 # Looks in a row at which jobs wait and none runs.
 STUCK_LIMIT = 2
@@ -186,7 +187,7 @@ def run_arguments(release: dict[str, Any], gpu: str) -> list[str]:
     """
     data_dir, user = release["data_dir"], release["user_id"]
     mounts = [f"type=bind,src={data_dir}/models,dst=/data/models,readonly"]
-    mounts += [f"type=bind,src={data_dir}/{name},dst=/data/{name}" for name in ("cache", "input", "output", "user")]
+    mounts += [f"type=bind,src={data_dir}/{name},dst=/data/{name}" for name in WRITABLE]
     memory = ["--memory", release["memory_limit"]] if release.get("memory_limit") else []
     options = {
         "--name": CONTAINER,
@@ -204,6 +205,7 @@ def run_arguments(release: dict[str, Any], gpu: str) -> list[str]:
         "--publish": f"{host_part(release['bind_address'])}:{release['port']}:{CONTAINER_PORT}",
     }
     labels = {RELEASE_LABEL: release["id"], GPU_LABEL: gpu}
+    environment = release.get("environment", {})
     return [
         "--detach",
         "--init",
@@ -211,6 +213,7 @@ def run_arguments(release: dict[str, Any], gpu: str) -> list[str]:
         *[word for pair in options.items() for word in pair],
         *memory,
         *[word for name, value in labels.items() for word in ("--label", f"{name}={value}")],
+        *[word for name, value in environment.items() for word in ("--env", f"{name}={value}")],
         *[word for mount in mounts for word in ("--mount", mount)],
         *release["gpus"],
         release["image"],
@@ -255,8 +258,8 @@ def gpu_state(release: dict[str, Any]) -> str:
     return cdi_host.fingerprint() if uses_cdi(release) else ""
 
 
-def host_problems(release: dict[str, Any], *, mend: bool) -> list[str]:
-    """Why this host cannot hand over its GPUs, as sentences; with `mend` the CDI specification is made anew first."""
+def spec_problems(release: dict[str, Any], *, mend: bool) -> list[str]:
+    """How the CDI specification differs from this host; with `mend` it is made anew first."""
     if not uses_cdi(release):
         return []
     gpus = command("nvidia-smi", "-L")
@@ -271,7 +274,22 @@ def host_problems(release: dict[str, Any], *, mend: bool) -> list[str]:
         # With toolkit 1.19.0 its turn at a boot comes after multi-user.target, which waits for this guard.
         command("systemctl", "--job-mode=ignore-dependencies", "restart", "nvidia-cdi-refresh.service")
         problems = cdi_host.spec_problems(gpu_list=gpu_list, mig_modes=mig_modes, every_gpu=every_gpu)
-    sentences = [words] if (words := cdi_host.driver_problem()) else []
+    return problems
+
+
+def lost_folders(release: dict[str, Any], found: dict[str, Any] | None) -> list[str]:
+    """Folders that a running container still has and the host no longer does: removed, or another by now."""
+    if not (found and found["State"]["Running"]):
+        return []
+    inside = f"/proc/{found['State'].get('Pid', 0)}/root/data"
+    pairs = [(f"{release['data_dir']}/{name}", f"{inside}/{name}") for name in ("models", *WRITABLE)]
+    return [folder for folder, mounted in pairs if command("test", folder, "-ef", mounted).returncode != 0]
+
+
+def host_problems(release: dict[str, Any], *, mend: bool) -> list[str]:
+    """Why this host cannot hand over its GPUs, as sentences; with `mend` the CDI specification is made anew first."""
+    problems = spec_problems(release, mend=mend)
+    sentences = [words] if uses_cdi(release) and (words := cdi_host.driver_problem()) else []
     if problems:
         sentences.append(
             f"The CDI specification {cdi_host.SPEC} does not fit this host: {'; '.join(problems)}. Type systemctl "
@@ -326,6 +344,10 @@ class Guard:
             raise GuardError(f"The image {release['image']} is not on this host. Run ansible-playbook site.yml for it.")
         if found is not None:
             self.replace(release, made_for)
+        try:
+            self.hand_over(release)
+        except GuardError as error:  # what it finds there it may still read
+            say(str(error))
         self.engine.docker(f"creating the container of release {release['id']}", "run", *run_arguments(release, gpu))
 
     def replace(self, release: dict[str, Any], made_for: str) -> None:
@@ -440,8 +462,11 @@ class Guard:
         skipped = [] if computes_on_gpu(release) else ["no GPU: ComfyUI computes on the CPU here"]
         return {"release": release["id"], "findings": findings + ([reason] if reason else []), "skipped": skipped}
 
-    def activate(self, identity: str, *, drain_s: float, again: bool, kept: int) -> dict[str, Any]:
-        """Run a release and prove it, or go back to the one before and fail with what it said."""
+    def activate(self, identity: str, *, drain_s: float, again: bool, kept: int, given_up: str = "") -> dict[str, Any]:
+        """Run a release and prove it, or go back to the one before and fail with what it said.
+
+        Once it has, the release `given_up` is marked bad.
+        """
         with alone(LOCK_WAIT_S):
             release = self.releases.load(identity)
             state, current = self.releases.state(), self.releases.current
@@ -457,27 +482,106 @@ class Guard:
                     f"Expected another one; {before} runs. Change what was wrong, or try it once more: "
                     "ansible-playbook site.yml -e comfyui_service_retry_bad_release=true"
                 )
-            changed = current != identity or not self.runs(identity)
+            changed = current != identity or not self.runs(identity) or self.outlived_its_driver(release)
+            changed = changed or bool(lost_folders(release, self.engine.inspect()))
             jobs_lost = self.prepare(release, drain_s) if changed else 0
+            handed = current == identity and self.hand_over(release)
             since = time.monotonic()
             try:
                 if changed:
                     self.releases.point_at(identity)
                     restart_unit()
                 answered = self.prove(release, busy=not changed and identity in state["proved"])
-            except (GuardError, ReleaseError, ComfyuiError) as error:
+            except (GuardError, ReleaseError, ComfyuiError, OSError) as error:
                 # One that runs and has proved itself before is not the reason.
                 to_blame = current != identity or identity not in state["proved"]
                 self.fail(identity, before if to_blame else "", str(error), tried=self.made(identity))
             self.releases.mark_proved(identity)
             self.releases.forget(kept)
+            if given_up:
+                self.releases.mark_bad(given_up, "an operator went back from it")
             away_s = round(answered - since, 1) if changed else 0.0
-            return {"changed": changed, "release": identity, "before": before, "jobs_lost": jobs_lost, "away_s": away_s}
+            return {
+                "changed": changed or handed,
+                "release": identity,
+                "before": before,
+                "jobs_lost": jobs_lost,
+                "away_s": away_s,
+            }
 
     def runs(self, identity: str) -> bool:
         """Whether the container is this release's and runs."""
         found = self.engine.inspect()
         return label(found, RELEASE_LABEL) == identity and bool(found and found["State"]["Running"])
+
+    def outlived_its_driver(self, release: dict[str, Any]) -> bool:
+        """Whether the release's container was made with another driver, or with devices that are not there any more.
+
+        Where the host cannot hand over its GPUs, one that runs may be the last to have them, and stays.
+        """
+        if host_problems(release, mend=True):
+            return False
+        return label(self.engine.inspect(), GPU_LABEL) != gpu_state(release)
+
+    def drift(self, user_id: int | None) -> list[dict[str, str]]:
+        """What provisioning, which gives the user the number `user_id`, is about to repair, as rows of its table."""
+        release = self.releases.load(self.releases.current)
+        rows = []
+        if found := self.container_drift(release, self.engine.inspect()):
+            expected = f"running, of release {release['id']}, with the driver as it is"
+            rows.append({"resource": f"container {CONTAINER}", "expected": expected, "found": found})
+        user = release["user_id"] if user_id is None else user_id
+        # The folders themselves are rows of the role's own.
+        find = self.earlier_files(release["data_dir"], user, mindepth=1)
+        if first := command(*find, "-printf", "%U:%G", "-quit").stdout if find else "":
+            resource = f"files below {release['data_dir']}"
+            rows.append({"resource": resource, "expected": f"owner {user}:{user}", "found": f"owner {first}"})
+        return rows
+
+    def earlier_files(self, data_dir: str, user: int, mindepth: int = 0) -> list[str]:
+        """The `find` for what ComfyUI left in its folders, and these, while its user had another number.
+
+        Empty where no release on this host has another one. What anybody else put there stays theirs, of whatever
+        group: a number without an account may be one of a directory that does not answer now.
+        """
+        if not (numbers := [str(number) for number in sorted(self.releases.user_ids() - {user})]):
+            return []
+        folders = [f"{data_dir}/{name}" for name in WRITABLE]
+        left = (("-o", "-uid", number, "-o", "-uid", str(user), "-gid", number) for number in numbers)
+        earlier = [word for words in left for word in words][1:]
+        other = ["(", "!", "-uid", str(user), "-o", "!", "-gid", str(user), ")"]
+        # The server goes on writing: what is gone by the time that it is looked at is no error.
+        options = ["-ignore_readdir_race", "-mindepth", str(mindepth)]
+        # A folder may be a link to another disk; what lies below is ComfyUI's, which can make links as well.
+        return ["find", "-H", *folders, *options, *other, "(", *earlier, ")"]
+
+    def hand_over(self, release: dict[str, Any]) -> bool:
+        """Give the release's user what ComfyUI left under another number; whether there was any."""
+        user = release["user_id"]
+        if not (find := self.earlier_files(release["data_dir"], user)):
+            return False
+        # From the file's own folder: who may write there could make a link of a folder on the way.
+        give = ("-printf", ".", "-execdir", "chown", "--no-dereference", f"{user}:{user}", "{}", "+")
+        done = command(*find, *give, timeout_s=COMMAND_TIMEOUT_S * 2)
+        return bool(require(done, f"giving user {user} the files that ComfyUI left under another number"))
+
+    def container_drift(self, release: dict[str, Any], found: dict[str, Any] | None) -> str:
+        """How the container differs from the one that the release is to have; empty where it does not."""
+        if found is None:
+            return "absent"
+        made_for = label(found, RELEASE_LABEL)
+        if made_for != release["id"]:
+            return f"of release {made_for}" if made_for else "not of this service"
+        if not found["State"]["Running"]:
+            return f"ended with status {found['State']['ExitCode']}"
+        if lost := lost_folders(release, found):
+            return f"with another {lost[0]} than the host's"
+        if not uses_cdi(release) or cdi_host.driver_problem():
+            return ""
+        # A specification that does not fit is made anew and then is another one: whoever was made with it has to go as
+        # well, and who was not was made before it went wrong.
+        made_with_it = label(found, GPU_LABEL) == gpu_state(release)
+        return "made with another driver" if made_with_it == bool(spec_problems(release, mend=False)) else ""
 
     def made(self, identity: str) -> bool:
         """Whether a container of this release was made, as far as Docker says."""
@@ -594,15 +698,14 @@ class Guard:
         if not target:
             raise GuardError(
                 "There is no release before the current one that proved itself and is still here, expected one. "
-                f"Releases on this host: {self.releases.folder}/releases"
+                f"The releases of this host are in {self.releases.folder}/releases: to go to another one of them, type "
+                "-e comfyui_service_rollback_to=ID. Where there is no other, there is nothing to go back to."
             )
         if target == current:
             raise GuardError(
                 f"Release {target} is the current one, expected another. Name one of /etc/comfyui/releases."
             )
-        result = self.activate(target, drain_s=drain_s, again=True, kept=sys.maxsize)
-        self.releases.mark_bad(current, "an operator went back from it")
-        return result
+        return self.activate(target, drain_s=drain_s, again=True, kept=sys.maxsize, given_up=current)
 
 
 def check_answers(client: Client, graph: dict[str, Any]) -> None:
@@ -727,6 +830,7 @@ def parse_arguments(arguments: list[str]) -> argparse.Namespace:
     verbs = parser.add_subparsers(dest="verb", required=True)
     for verb in ("start", "stop", "check", "report"):
         verbs.add_parser(verb)
+    verbs.add_parser("drift").add_argument("--user-id", type=int, help="the number that ComfyUI's user is to have")
     for verb, nargs in (("activate", None), ("rollback", "?")):
         changing = verbs.add_parser(verb)
         changing.add_argument("release", nargs=nargs, default="", help="its id, a name in /etc/comfyui/releases")
@@ -751,13 +855,15 @@ def main(arguments: list[str]) -> int:
             return int(bool(findings))
         if asked.verb == "report":
             print(json.dumps(guard.report()))
+        elif asked.verb == "drift":
+            print(json.dumps(guard.drift(asked.user_id)))
         elif asked.verb == "activate":
             print(json.dumps(guard.activate(asked.release, drain_s=asked.drain_s, again=asked.again, kept=asked.kept)))
         elif asked.verb == "rollback":
             print(json.dumps(guard.rollback(asked.release, drain_s=asked.drain_s)))
         else:
             {"start": guard.serve, "stop": guard.stop}[asked.verb]()
-    except (GuardError, ReleaseError) as error:
+    except (GuardError, ReleaseError, ComfyuiError, OSError) as error:
         say(str(error))
         if asked.verb in {"activate", "rollback"}:
             print(json.dumps({"error": str(error)}))

@@ -253,6 +253,8 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
                 status = self._job(job, "status", task_vars)
                 parsed = status.get("_ansible_parsed", True)
                 problem: Exception = AnsibleActionFail(f"{status.get('msg') or 'the host gave no readable answer'}")
+                if time.monotonic() - began_s > progress.interval_s(0, terminal=TERMINAL) / 2 and not self._task.no_log:
+                    self._look(watches)
             except Exception as error:  # each connection has its own; a host may be away for a moment
                 parsed, problem = False, error
                 self._reconnect()
@@ -267,8 +269,6 @@ class ActionModule(ActionBase):  # type: ignore[misc]  # Ansible has no types
                 raise AnsibleActionFail(
                     f"{watch.title}: no end within {limit_s:g} s. The job may still run on the host."
                 )
-            if now_s - began_s > progress.interval_s(0, terminal=TERMINAL) / 2 and not self._task.no_log:
-                self._look(watches)
             time.sleep(poll_pause_s(now_s - began_s))
         if "could not find job" in str(status.get("msg", "")):
             raise AnsibleActionFail(

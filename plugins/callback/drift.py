@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
-from ansible import constants
+from ansible import constants, context
 from ansible.plugins.callback import CallbackBase
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "module_utils"))
+
+from daemon_json import mask_credentials
 
 DOCUMENTATION = r"""
 name: drift
@@ -21,6 +28,8 @@ description:
   - A resource is what a role keeps as it should be, such as a file, a package and its hold, a unit, a key of the Docker
     daemon file, an account, an image, a release or a model. What only follows from another, as a restart, is none.
   - Found is what the role's probe (M(host_probe)) saw before the change.
+  - Addresses stand there without their logins.
+  - Of a host on which the run failed there may be more, and without a row there is no file.
 options:
   folder:
     description: Below which folder to write HOST/drift.json, from the first task of a host on.
@@ -46,7 +55,13 @@ author:
 """
 
 # What becomes of a resource that is not as it should be.
-REPAIRED, WOULD, FAILED = "repaired", "to be repaired", "not repaired"
+REPAIRED = "repaired"
+WOULD = "to be repaired"
+FAILED = "not repaired"
+# Of a value in the printed table, in characters; the file has it on one line.
+VALUE_WIDTH = 48
+WAITS = "waits for a restart of Docker"
+ENGINE = "Docker engine"
 ABSENT = "absent"
 Arguments = Mapping[str, Any]
 
@@ -68,12 +83,19 @@ class Seen:
         self.files: dict[str, dict[str, Any]] = {}
         self.packages: dict[str, dict[str, Any]] = {}
         self.units: dict[str, dict[str, Any]] = {}
+        # By the words that asked for them: passwd or group, and a name.
+        self.accounts: dict[tuple[str, ...], str] = {}
+        # Whether keys of the Docker daemon file were rows.
+        self.daemon_keys = False
 
-    def add(self, result: Mapping[str, Any]) -> None:
-        """Take in the result of a host_probe; what was seen first stands, since that was before any change."""
+    def add(self, result: Mapping[str, Any], commands: Mapping[str, list[str]] | None = None) -> None:
+        """Take in the result of a host_probe with `commands`; what was seen first stands: it was before any change."""
         for kind in ("files", "packages", "units"):
             known = getattr(self, kind)
             known |= {name: entry for name, entry in result.get(kind, {}).items() if name not in known}
+        for name, (program, *words) in (commands or {}).items():
+            if program == "getent":
+                self.accounts.setdefault(tuple(words), result["commands"][name]["stdout"])
 
     def file(self, path: str, arguments: Arguments) -> str:
         """How a file or folder differs from what it should be."""
@@ -119,8 +141,11 @@ def of_apt(arguments: Arguments, _: Any, seen: Seen) -> list[tuple[str, str, str
     return rows
 
 
-def of_selection(arguments: Arguments, _: Any, __: Seen) -> list[tuple[str, str, str]]:
-    """A package's hold."""
+def of_selection(arguments: Arguments, _: Any, seen: Seen) -> list[tuple[str, str, str]]:
+    """A package's hold; one that only the installation of another version took off follows from that row."""
+    entry = seen.packages.get(arguments["name"])
+    if entry and (entry["held"] or not entry["version"]):
+        return []
     return [(f"hold of {arguments['name']}", str(arguments["selection"]), "none")]
 
 
@@ -138,23 +163,29 @@ def of_unit(arguments: Arguments, _: Any, seen: Seen) -> list[tuple[str, str, st
 def of_account(kind: str) -> Callable[[Arguments, Any, Seen], list[tuple[str, str, str]]]:
     """A user or a group."""
 
-    def row(arguments: Arguments, _: Any, __: Seen) -> list[tuple[str, str, str]]:
+    def row(arguments: Arguments, _: Any, seen: Seen) -> list[tuple[str, str, str]]:
         number = arguments.get("uid") or arguments.get("gid")
         state = ABSENT if arguments.get("state") == "absent" else f"number {number}" if number else "there"
-        return [(f"{kind} {arguments['name']}", state, "other")]
+        entry = seen.accounts.get(({"user": "passwd"}.get(kind, kind), arguments["name"]))
+        found = "other" if entry is None else f"number {entry.split(':')[2]}" if entry else ABSENT
+        return [(f"{kind} {arguments['name']}", state, found if found != state else "other")]
 
     return row
-
-
-def of_daemon_json(arguments: Arguments, result: Mapping[str, Any], _: Seen) -> list[tuple[str, str, str]]:
-    """Keys of the Docker daemon file; a reload or a restart only follows from them."""
-    path = arguments.get("path")
-    return [(f"{path}: {key}", "as configured", "other") for key in result.get("changed_keys", [])]
 
 
 def of_told(arguments: Arguments, result: Mapping[str, Any], _: Seen) -> list[tuple[str, str, str]]:
     """What a task says itself."""
     return [(row["resource"], row["expected"], row["found"]) for row in result.get("drift", arguments.get("drift", []))]
+
+
+def of_daemon_json(arguments: Arguments, result: Mapping[str, Any], seen: Seen) -> list[tuple[str, str, str]]:
+    """Keys of the Docker daemon file, or the engine, where it runs without what stands there already."""
+    rows = of_told(arguments, result, seen)
+    seen.daemon_keys |= bool(rows)
+    apply = result.get("apply", "none") if arguments.get("state", "present") == "present" else "none"
+    if apply != "none" and not seen.daemon_keys:
+        rows = [(ENGINE, f"{arguments.get('path')} in force", f"without it before a {apply}")]
+    return rows
 
 
 Teller = Callable[[Arguments, Any, Seen], list[tuple[str, str, str]]]
@@ -176,19 +207,33 @@ def short(action: str) -> str:
     return action.rpartition(".")[2]
 
 
+def waits(resource: str, result: Mapping[str, Any]) -> bool:
+    """Whether this comes into force by a restart of Docker only, which may be left to the operator."""
+    keys = {ENGINE, *result.get("restart_keys", [])}
+    return result.get("apply") == "restart" and resource.rpartition(": ")[2] in keys
+
+
 def rows_of(action: str, arguments: Arguments, result: Mapping[str, Any], seen: Seen, outcome: str) -> list[Row]:
     """What one result says of resources; empty where it only follows from others."""
     if short(action) == "show_progress":
         ((action, arguments),) = (arguments.get("run") or {"show_progress": {}}).items()
     tell: Teller = KINDS.get(short(action), of_told)
-    return [Row(*told, outcome) for told in tell(arguments, result, seen)]
+    rows = []
+    for told in tell(arguments, result, seen):
+        resource, expected, found = map(mask_credentials, told)
+        rows.append(
+            Row(resource, expected, found, WAITS if outcome == REPAIRED and waits(resource, result) else outcome)
+        )
+    return rows
 
 
 def table(rows: list[Row]) -> list[str]:
-    """The rows as lines, each cell as wide as its column needs."""
+    """The rows as lines; a long value goes on below itself, and a resource stays in one piece to be copied."""
     cells = [("resource", "expected", "found", ""), *((r.resource, r.expected, r.found, r.outcome) for r in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(4)]
-    return ["  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip() for row in cells]
+    broken = [[[name], *([*wrap(cell, VALUE_WIDTH)] for cell in values)] for name, *values in cells]
+    widths = [max(len(line) for row in broken for line in row[column] or [""]) for column in range(4)]
+    lines = [line for row in broken for line in zip_longest(*row, fillvalue="")]
+    return ["  ".join(cell.ljust(size) for cell, size in zip(line, widths, strict=True)).rstrip() for line in lines]
 
 
 class CallbackModule(CallbackBase):  # type: ignore[misc] # ansible-core has no types
@@ -208,8 +253,9 @@ class CallbackModule(CallbackBase):  # type: ignore[misc] # ansible-core has no 
         self.named: dict[str, dict[str, str]] = {}
 
     def v2_playbook_on_start(self, playbook: Any) -> None:
-        """Leave other playbooks alone."""
-        self.disabled = Path(str(playbook._file_name)).name not in self.get_option("playbooks")
+        """Leave other playbooks alone, and the part of reprovision.yml that compares nothing."""
+        ours = Path(str(playbook._file_name)).name in self.get_option("playbooks")
+        self.disabled = not ours or "before_reboot" in context.CLIARGS["tags"]
 
     def v2_runner_on_start(self, host: Any, task: Any) -> None:  # noqa: ARG002
         """Forget what an earlier run wrote of this host."""
@@ -243,7 +289,7 @@ class CallbackModule(CallbackBase):  # type: ignore[misc] # ansible-core has no 
         seen = self.seen.setdefault(host, Seen())
         action = str(result.task.resolved_action or result.task.action)
         if short(action) == "host_probe":
-            seen.add(result.result)
+            seen.add(result.result, fields["args"].get("commands"))
         elif outcome or result.is_changed() or short(action) == "drifted":
             role = str(result.task._role)
             named = self.named.setdefault(host, {})
@@ -251,6 +297,16 @@ class CallbackModule(CallbackBase):  # type: ignore[misc] # ansible-core has no 
                 rows = self.rows[host]
                 rows |= {name: replace(rows[name], outcome=FAILED) for name in named if named[name] == role}
             outcome = outcome or (WOULD if result.task.check_mode else REPAIRED)
+            if short(action) == "docker_daemon_json" and fields["args"].get("state") == "restarted":
+                rows = self.rows[host]
+                rows |= {name: replace(row, outcome=outcome) for name, row in rows.items() if row.outcome == WAITS}
+            if short(action) == "docker_daemon_json" and outcome == FAILED:  # which has put the file back
+                keys, rows = f"{fields['args'].get('path')}: ", self.rows[host]
+                rows |= {
+                    name: replace(row, outcome=FAILED)
+                    for name, row in rows.items()
+                    if name == ENGINE or name.startswith(keys)
+                }
             for row in rows_of(action, fields["args"], result.result, seen, outcome):
                 self.rows[host].setdefault(row.resource, row)
                 if short(action) == "drifted":
@@ -259,13 +315,25 @@ class CallbackModule(CallbackBase):  # type: ignore[misc] # ansible-core has no 
 
     def write(self, host: str) -> None:
         """Write what is known of one host: a task of the same run may read it."""
-        path = Path(self.get_option("folder")) / host / "drift.json"
+        path = self.path(host)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps([asdict(row) for row in self.rows[host].values()], indent=2) + "\n")
 
-    def v2_playbook_on_stats(self, stats: Any) -> None:  # noqa: ARG002
-        """Print the table at the end of the run."""
+    def path(self, host: str) -> Path:
+        """The file of one host."""
+        return Path(self.get_option("folder")) / host / "drift.json"
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
+        """Print the table at the end of the run; of a host that was not compared to its end, no rows say nothing."""
         for host, rows in self.rows.items():
+            whole = host not in stats.failures and host not in stats.dark
+            lines = table(list(rows.values())) if rows else ["Nothing had drifted."] if whole else []
+            if not whole:
+                if rows:
+                    lines.append("The run failed on this host, so there may be more.")
+                else:
+                    lines.append("Nothing was found before the run failed on this host; there may be more.")
+                    self.path(host).unlink()
             self._display.banner(f"DRIFT [{host}]")
-            for line in table(list(rows.values())) if rows else ["Nothing had drifted."]:
+            for line in lines:
                 self._display.display(line)

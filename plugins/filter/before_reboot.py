@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 sys.path.append(str(Path(__file__).resolve().parent.parent / "module_utils"))
 
 from apt_source import complaint
+from dpkg_state import problem
 from machine import parse_versions, upstream, version_of
 
 UPGRADE = "sudo apt-get update; sudo apt-get full-upgrade (on DGX OS by its Dashboard)"
@@ -111,12 +112,8 @@ def packages_whole(commands: Mapping[str, Any], said: Mapping[str, str]) -> Iter
         command = f"ps -fp {pid}; let it end, then run this again"
         yield Finding(True, f"apt in use: {name} (process {pid}) holds {path}", "that nobody changes packages", command)
         return
-    states = [line.split("\t") for line in said["unfinished"].splitlines()]
-    if states or said["interrupted"]:
-        found = ", ".join(f"{name} ({state.strip()})" for name, state in states) or "dpkg interrupted"
-        # Half-installed, or to be installed again: to configure it does not bring its files.
-        torn = [name for name, state in states if state[1] == "H" or state[2] == "R"]
-        command = "sudo dpkg --configure -a" + (f"; sudo apt-get --reinstall install {' '.join(torn)}" if torn else "")
+    found, command = problem(said["unfinished"], said["interrupted"])
+    if found:
         yield Finding(True, f"packages that are not done: {found}", "all installed and configured", command)
     if commands["apt_check"]["rc"] != 0:
         words = complaint(commands["apt_check"]["stderr"])

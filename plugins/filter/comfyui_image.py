@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,7 +23,7 @@ def numbers(version: str) -> tuple[int, ...]:
 
 def without_login(repository: str) -> str:
     """A repository's address, or a text with some, as it may be shown and recorded: no user and no password."""
-    return re.sub(r"(\w+://)[^/@\s]*@", r"\1", repository)
+    return re.sub(r"(\w+://)[^/\s\"']*@", r"\1", repository)
 
 
 def version_warnings(version: str, versions: Versions, advisories: Sequence[Mapping[str, str]]) -> list[str]:
@@ -174,6 +175,26 @@ def leftovers(tags: str, wanted: str, used: str) -> list[str]:
     return [tag for tag in tags.split() if tag not in (wanted, "<none>") and tag not in used]
 
 
+def image_fault(probe: Mapping[str, Any], record_path: str, dry: bool) -> str:
+    """What is wrong with the image of a tag; empty where it is the one that its record speaks of.
+
+    Where no engine answers, a real run has started one by now, and a dry run has the record alone to ask.
+    """
+    record = probe["files"][record_path]
+    try:
+        noted = json.loads(record["content"] or "{}").get("image_id", "")
+    except (AttributeError, ValueError):
+        noted = ""
+    if dry and probe["commands"]["engine"]["rc"] != 0:
+        return "" if noted else "absent"
+    found = probe["commands"]["image"]["stdout"].strip()
+    if not found:
+        return "absent"
+    if record["kind"] == "absent":
+        return "there, without its record"
+    return "" if found == noted else "another one than its record says"
+
+
 class FilterModule:
     """The filters, by name."""
 
@@ -181,6 +202,7 @@ class FilterModule:
         return {
             "comfyui_first_base": first_base,
             "comfyui_flag_problems": flag_problems,
+            "comfyui_image_fault": image_fault,
             "comfyui_image_leftovers": leftovers,
             "comfyui_image_problems": input_problems,
             "comfyui_node_checkout": checkout,

@@ -37,6 +37,14 @@ FAILING_PAIRS = (
 )
 
 
+# What templates/Dockerfile.j2 sets, or ComfyUI's Python and loader would not find their own with.
+RESERVED_VARIABLES = {
+    *("CUDA_CACHE_PATH", "HOME", "PATH", "PYTHONDONTWRITEBYTECODE", "PYTHONNOUSERSITE", "PYTHONUNBUFFERED"),
+    *("TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"),
+    *("LD_LIBRARY_PATH", "LD_PRELOAD", "PYTHONHOME", "PYTHONPATH"),
+}
+
+
 def address_problem(address: Any, port: Any, guard: str, host: str) -> str:
     """Why ComfyUI may not listen there; empty where it may. It has no login: somebody must guard what is reachable."""
     tunnel = f"and reach it through a tunnel: ssh -L {port}:127.0.0.1:{port} {host}"
@@ -88,6 +96,25 @@ def flag_problems(flags: Sequence[Any], device: str) -> list[str]:
     return problems
 
 
+def environment_problems(environment: Mapping[Any, Any]) -> list[str]:
+    """Why these environment variables cannot be given to ComfyUI."""
+    problems = []
+    for name, value in environment.items():
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", str(name)):
+            problems.append(
+                f"comfyui_environment has {name!r}, expected a variable's name: letters, digits and _. Correct it."
+            )
+        elif name in RESERVED_VARIABLES or str(name).startswith("NVIDIA_"):
+            problems.append(
+                f"comfyui_environment has {name}, expected none that the image or the NVIDIA runtime sets. Take it out."
+            )
+        elif not isinstance(value, str):
+            problems.append(f"comfyui_environment has {name}: {value}, expected a text. Put the value in quotes.")
+        elif not value.isprintable():
+            problems.append(f"The value of {name} in comfyui_environment has a line break or the like. Take it out.")
+    return problems
+
+
 class FilterModule:
     """The filters, by name."""
 
@@ -95,6 +122,7 @@ class FilterModule:
         return {
             "comfyui_service_address_problem": address_problem,
             "comfyui_service_differs": differs,
+            "comfyui_service_environment_problems": environment_problems,
             "comfyui_service_flag_problems": flag_problems,
             "flags_of_machine": flags_of_machine,
         }

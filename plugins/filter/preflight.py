@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,12 @@ from typing import Any
 # The control node imports no module_utils by itself; hosts and control node are to judge by the same functions.
 sys.path.append(str(Path(__file__).resolve().parent.parent / "module_utils"))
 
+from dpkg_state import problem
 from gpu_request import gpu_request, missing_devices, parse_gpus, requested
 from machine import detect, dgx_os_version, driver_faults, parse_release, parse_versions
+
+# Shells with which nobody logs in.
+NO_LOGINS = {"nologin", "false", "true", "sync"}
 
 
 def describe_machine(
@@ -91,6 +95,47 @@ def capabilities(value: Any, lines: list[str], gpu_list: str) -> list[str]:
     return list(dict.fromkeys(one for one in found if one[:1].isdigit()))
 
 
+def packages_problem(commands: Mapping[str, Mapping[str, Any]]) -> str:
+    """Why no package may be installed here; empty where one may, or where somebody is about to, as far as one sees."""
+    if commands["locks"]["rc"] != 0 or commands["locks"]["stdout"]:
+        return ""  # what is half done now may be whole in a minute, and who needs apt waits
+    found, command = problem(commands["unfinished"]["stdout"], commands["interrupted"]["stdout"])
+    return found and (
+        f"Packages on this host are not done: {found}; expected all installed and configured, as an update leaves "
+        f"them. Nothing was changed. Type on the host: {command}; then run this again."
+    )
+
+
+def account_problem(account: str, remains: Iterable[Mapping[str, Any]]) -> str:
+    """Why an account, a line of passwd, cannot become the service's; empty where it can, or is it already.
+
+    `remains` are the entries of a host_probe for folders that only this product makes.
+    """
+    shell = account.strip().rpartition(":")[2]
+    if not account.strip() or shell.rpartition("/")[2] in NO_LOGINS or any(one["kind"] != "absent" for one in remains):
+        return ""
+    return (
+        f"The account comfyui on this host is somebody's login, with the shell {shell or '/bin/sh'}; expected none of "
+        "that name, or one that nobody logs in to, since ComfyUI runs as it. Give that login another name (usermod "
+        "--login NAME comfyui; groupmod --new-name NAME comfyui), or let nobody log in to it: usermod --shell "
+        "/usr/sbin/nologin comfyui"
+    )
+
+
+def group_problem(group: str, number: Any, remains: Iterable[Mapping[str, Any]]) -> str:
+    """Why a group, a line of group, cannot get the service's number; empty where it can, or has it already.
+
+    `remains` as above.
+    """
+    has = f"{group.strip()}:::".split(":")[2]
+    if not has or has == str(number) or any(one["kind"] != "absent" for one in remains):
+        return ""
+    return (
+        f"The group comfyui has the number {has} on this host, expected {number}, and files on disk carry it. Set "
+        f"comfyui_user_id: {has}, or give that group another name: groupmod --new-name NAME comfyui"
+    )
+
+
 def disks(needs: list[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One entry for each filesystem that has something to hold, with what all that comes to it needs, in bytes.
 
@@ -116,9 +161,12 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
+            "account_problem": account_problem,
             "preflight_capabilities": capabilities,
             "preflight_disks": disks,
             "preflight_machine": describe_machine,
+            "preflight_packages_problem": packages_problem,
+            "preflight_group_problem": group_problem,
             "preflight_gpu_request": request_text,
             "preflight_gpu_request_problem": request_problem,
             "preflight_gpu_request_arguments": request_arguments,

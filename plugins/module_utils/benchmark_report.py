@@ -82,6 +82,7 @@ def limits_table(result: Mapping[str, Any]) -> str:
 def setting(candidate: Mapping[str, Any]) -> str:
     """A candidate's settings in words."""
     words = [f"`{' '.join(candidate['flags'])}`"] if candidate["flags"] else []
+    words += [f"`{name}={value}`" for name, value in candidate.get("environment", {}).items()]
     if candidate["compile"]:
         words.append(f"TorchCompileModel ({candidate['compile']})")
     return " and ".join(words) or "none"
@@ -156,16 +157,21 @@ def plot(result: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
-def winner_variables(result: Mapping[str, Any], flags: Sequence[str], graphs_dir: str) -> dict[str, Any]:
+def winner_variables(
+    result: Mapping[str, Any], flags: Sequence[str], environment: Mapping[str, str], graphs_dir: str
+) -> dict[str, Any]:
     """The variables that make the winner this host's setting; empty where the defaults won.
 
-    `flags` are those that the host has already, `graphs_dir` the folder with the graphs that compile their model.
+    `flags` and `environment` are what the host has already, `graphs_dir` is the folder with the graphs that compile
+    their model.
     """
     ranking = result["tuning"]["ranking"]
     (candidate,) = [one for one in result["tuning"]["candidates"] if one["name"] == ranking["winner"]]
     variables: dict[str, Any] = {}
     if candidate["flags"]:
         variables["comfyui_extra_flags"] = [*flags, *candidate["flags"]]
+    if candidate.get("environment"):
+        variables["comfyui_environment"] = {**environment, **candidate["environment"]}
     if candidate["compile"]:
         variables["comfyui_workflows_source_dir"] = graphs_dir
     return variables

@@ -54,6 +54,7 @@ class RefusalError(Exception):
 def check_idle(
     devices: Sequence[Mapping[str, Any]],
     waiting: int,
+    url: str,
     others: Sequence[tuple[int, int | None]],
     utilisation: float | None,
     *,
@@ -69,8 +70,7 @@ def check_idle(
         )
     if waiting:
         raise RefusalError(
-            f"ComfyUI has {waiting} prompts to work on, expected an empty queue. Wait until it is: curl -s "
-            "http://127.0.0.1:8188/queue"
+            f"ComfyUI has {waiting} prompts to work on, expected an empty queue. Wait until it is: curl -s {url}/queue"
         )
     if shared:
         return
@@ -153,6 +153,7 @@ class Benchmark:
         check_idle(
             stats["devices"],
             len(running) + len(pending),
+            self.service.url,
             others,
             sum(known) / len(known) if known else None,
             gpu_required=self.params["gpu_required"],
@@ -332,7 +333,13 @@ class Benchmark:
         version, machine = self.result["comfyui"]["version"], self.result["machine"]["kind"]
         candidates = chosen(self.params["candidates"], version, machine)
         tried: dict[str, dict[str, Any]] = {
-            one["name"]: {"name": one["name"], "flags": one["flags"], "compile": one.get("compile", ""), "rounds": []}
+            one["name"]: {
+                "name": one["name"],
+                "flags": one["flags"],
+                "compile": one.get("compile", ""),
+                "environment": one.get("environment") or {},
+                "rounds": [],
+            }
             for one in candidates
         }
         reference = candidates[0]["name"]
@@ -375,7 +382,9 @@ class Benchmark:
 
     def _try(self, candidate: Mapping[str, Any], reference: str) -> dict[str, Any]:
         """One round of one candidate, with the same seeds as every other."""
-        server = ContainerServer(self.guard, self.release, self.work_dir, candidate["flags"])
+        server = ContainerServer(
+            self.guard, self.release, self.work_dir, candidate["flags"], candidate.get("environment")
+        )
         name = str(candidate["name"])
         seeds = range(1, self.params["repeats"] + 1)
         try:

@@ -168,11 +168,19 @@ class Server:
 class ContainerServer(Server):
     """A container as the guard would make it for the release, with more flags and a data folder of its own."""
 
-    def __init__(self, guard: Any, release: Mapping[str, Any], work_dir: str, extra_flags: Sequence[str]) -> None:
+    def __init__(
+        self,
+        guard: Any,
+        release: Mapping[str, Any],
+        work_dir: str,
+        extra_flags: Sequence[str],
+        extra_environment: Mapping[str, str] | None = None,
+    ) -> None:
         port = free_port()
         super().__init__(port)
         self.flags = [*release["flags"], *extra_flags]
         ours = {**release, "data_dir": work_dir, "port": port, "bind_address": "127.0.0.1", "flags": self.flags}
+        ours["environment"] = {**release.get("environment", {}), **(extra_environment or {})}
         self._arguments = container_arguments(guard.run_arguments(ours, ""), work_dir, f"{release['data_dir']}/models")
 
     def start(self, limit_s: float) -> float:

@@ -7,6 +7,7 @@ this runs on the hosts.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import time
@@ -74,6 +75,14 @@ class Releases:
                 f"{path} is not valid JSON ({error}). Run ansible-playbook site.yml for this host."
             ) from error
         return {**release, "id": identity}
+
+    def user_ids(self) -> set[int]:
+        """The numbers that the users of the releases on this host have."""
+        found = set()
+        for path in (self.folder / "releases").glob("*.json"):
+            with contextlib.suppress(ReleaseError, KeyError):
+                found.add(int(self.load(path.stem)["user_id"]))
+        return found
 
     def state(self) -> dict[str, Any]:
         """`proved`: ids, the latest last. `bad`: id to when and why."""

@@ -105,10 +105,18 @@ def _refuse_constant(name: str) -> Any:
     raise DaemonJsonError(f"{name} is not JSON")
 
 
+# What dockerd does not start without either, of the keys that are read here.
+KINDS = (
+    ("features", dict, "an object {...}"),
+    ("registry-mirrors", list, "a list [...]"),
+    ("runtimes", dict, "an object {...}"),
+)
+
+
 def parse_config(text: str) -> dict[str, Any]:
     """The settings in a daemon.json; an empty file has none, as dockerd reads it.
 
-    Raises DaemonJsonError, with line and column where there is one.
+    Raises DaemonJsonError, with line and column where there is one, or with the key whose value has a wrong kind.
     """
     if not text.strip():
         return {}
@@ -118,6 +126,9 @@ def parse_config(text: str) -> dict[str, Any]:
         raise DaemonJsonError(f"line {error.lineno} column {error.colno}: {error.msg}") from error
     if not isinstance(found, dict):
         raise DaemonJsonError(f"line 1 column 1: found a {type(found).__name__}, expected an object {{...}}")
+    for key, kind, words in KINDS:
+        if found.get(key) is not None and not isinstance(found[key], kind):
+            raise DaemonJsonError(f"{key} is {json.dumps(found[key])}, expected {words}")
     return found
 
 
@@ -351,9 +362,41 @@ def respect_log_driver(wanted: Mapping[str, Any], driver_there: str) -> tuple[di
     return {key: value for key, value in wanted.items() if key not in left}, left
 
 
+def is_below(path: str, names: Iterable[str]) -> bool:
+    """Whether this dotted name is one of these, or lies in one."""
+    return any(path == name or path.startswith(f"{name}.") for name in names)
+
+
+def taken_back(
+    before: Mapping[str, Any], wanted: Mapping[str, Any], original: Mapping[str, Any] | None, left: Iterable[str]
+) -> list[str]:
+    """Dotted names of `wanted` that an earlier run wrote to the file `before`, and that now have to be left out.
+
+    The unit passes them as flags by now, or the engine logs otherwise or is in a swarm: dockerd would not start.
+    """
+    return [
+        path
+        for path in changed_paths({}, wanted)
+        if is_below(path, left)
+        and original is not None
+        and value_at(original, path) is None
+        and same(value_at(before, path), value_at(wanted, path))
+    ]
+
+
+def without_empty(config: Mapping[str, Any], dotted: str) -> dict[str, Any]:
+    """`config` without the key of this dotted name, and without an object that becomes empty by it.
+
+    dockerd compares `{}` with its flags too.
+    """
+    cut = without(config, dotted)
+    parent = dotted.rpartition(".")[0]
+    return without_empty(cut, parent) if parent and value_at(cut, parent) == {} else cut
+
+
 def mask_credentials(text: str) -> str:
     """The text without user names and passwords in addresses: proxies carry them, and a diff goes to logs."""
-    return re.sub(r'//[^/@\s"]+@', "//***@", text)
+    return re.sub(r"//[^/\s\"']+@", "//***@", text)
 
 
 def plan(
@@ -370,23 +413,29 @@ def plan(
 
     `remove` are dotted names to take out; what `original`, the file before the first change, had there comes back.
     `keep` are those where its values count instead of `wanted`; None says that this is the first change. A member of a
-    `swarm` gets no live-restore, with which dockerd does not start. Raises DaemonJsonError as parse_config does, and
-    where dockerd could not start with the result although --validate accepts it.
+    `swarm` gets no live-restore, with which dockerd does not start. What an earlier change wrote and has to be left out
+    by now is taken out again. Raises DaemonJsonError as parse_config does, and where dockerd could not start with the
+    result although --validate accepts it.
     """
     before = parse_config(text)
-    driver_there = flag_value(argv, "log-driver") or str(before.get("log-driver") or "")
+    in_file = before.get("log-driver")
+    driver_there = flag_value(argv, "log-driver") or (in_file if isinstance(in_file, str) else "")
     respected, left_log = respect_log_driver(wanted, driver_there)
     respected, kept_names = respect_original(respected, before if original is None else original, keep)
     refused = {"live-restore"} if swarm else set()
     kept, left_flags = leave_out(respected, flag_keys(argv) | refused)
     left = sorted({*left_log, *left_flags})
     after = merge(before, kept)
+    back = taken_back(before, wanted, original, left)
+    for dotted in back:
+        after = without_empty(after, dotted)
     for dotted in remove:
         theirs = value_at(original or {}, dotted)
         after = without(after, dotted) if theirs is None else with_value(after, dotted, theirs)
     if ghost := ghost_runtime(after, argv):
         raise DaemonJsonError(f"default-runtime is {ghost!r}, expected one that stands under runtimes")
     gone = [dotted for dotted in remove if value_at(before, dotted) is not None and value_at(after, dotted) is None]
+    gone += back
     other = [path for path in changed_paths(before, after) if not any(name.startswith(f"{path}.") for name in gone)]
     changed = [] if same(before, after) else sorted({*other, *gone})
     return Plan(render(after, text) if changed else None, after, kept, changed, left, kept_names)
@@ -450,3 +499,26 @@ def version_tuple(text: str) -> tuple[int, ...]:
     """Numbers of the first dotted version in `text`, as `Docker version 26.1.5+dfsg1, build ...`; () without one."""
     found = re.search(r"\d+(?:\.\d+)+", text)
     return tuple(int(part) for part in found.group(0).split(".")) if found else ()
+
+
+def shown(dotted: str, value: Any) -> str:
+    """A value as a table may show it: without logins, and not at all where its name says that it is a secret."""
+
+    def cleaned(name: str, inner: Any) -> Any:
+        if isinstance(inner, dict):
+            return {key: cleaned(key, held) for key, held in inner.items()}
+        return "***" if re.search("token|passw|secret|credential|key$", name, re.IGNORECASE) else inner
+
+    return "absent" if value is None else mask_credentials(json.dumps(cleaned(dotted, value), ensure_ascii=False))
+
+
+def drift(path: str, before: Mapping[str, Any], planned: Plan) -> list[dict[str, str]]:
+    """What a merge comes to, as rows of the drift table."""
+    return [
+        {
+            "resource": f"{path}: {dotted}",
+            "expected": shown(dotted, value_at(planned.config, dotted)),
+            "found": shown(dotted, value_at(before, dotted)),
+        }
+        for dotted in planned.changed_keys
+    ]

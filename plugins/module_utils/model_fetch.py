@@ -34,6 +34,9 @@ from ansible.module_utils.model_wanted import (
     wrong_source,
 )
 
+# A dry run leaves a file that stands in the place of a folder where it is.
+NOT_THERE = (FileNotFoundError, NotADirectoryError)
+
 
 @dataclass
 class Found:
@@ -88,7 +91,7 @@ def is_recorded(wanted: Wanted) -> bool:
     """Whether the record speaks for the file that is there."""
     try:
         status = os.stat(wanted.dest)
-    except FileNotFoundError:
+    except NOT_THERE:
         return False
     return rules.record_proves(read_text(wanted.record), facts_of(status), wanted.entry)
 
@@ -103,7 +106,7 @@ def examine(wanted: Wanted, *, audit: bool, report: Report = nobody) -> Found:
     """What lies at the destination; its bytes are read only where the record does not speak for them."""
     try:
         status = os.stat(wanted.dest)
-    except FileNotFoundError:
+    except NOT_THERE:
         return Found("absent")
     if not stat.S_ISREG(status.st_mode):
         raise StoreError(f"{wanted.dest} is there and is not a file. Move it away and run again.")

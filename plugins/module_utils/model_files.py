@@ -189,8 +189,11 @@ def user_of(url: str) -> tuple[str, str]:
 
 
 def credentials(url: str) -> list[str]:
-    """The user's password in an address, as written and as meant, for hiding."""
-    password = urllib.parse.urlsplit(url).password
+    """The user's password in an address, as written and as meant, for hiding; none in what is no address."""
+    try:
+        password = urllib.parse.urlsplit(url).password
+    except ValueError:
+        return []
     return sorted({password, urllib.parse.unquote(password)}) if password else []
 
 

@@ -198,10 +198,14 @@ def install(wanted: Wanted, python: str) -> None:
             "Nothing in it was touched. Set model_store_hub_dir to a folder of its own, or leave it out; or remove "
             "that folder if nobody needs it."
         )
-    shutil.rmtree(wanted.hub_dir, ignore_errors=True)  # what stays is overwritten by the next command or its failure
     os.makedirs(wanted.hub_dir, mode=0o755, exist_ok=True)
     with open(os.path.join(wanted.hub_dir, MADE), "w", encoding="utf-8"):
-        pass
+        pass  # empty: begun. It says whose the folder is, so it is never gone while anything else is there
+    for entry in list(os.scandir(wanted.hub_dir)):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)  # what stays is overwritten, or refused by what comes next
+        elif entry.name != MADE:
+            os.unlink(entry.path)
     made = run([sys.executable, "-m", "venv", wanted.hub_dir])
     if made.returncode != 0:
         raise NoVenvError(
@@ -209,7 +213,9 @@ def install(wanted: Wanted, python: str) -> None:
             f"{last_line(made.stdout + made.stderr)}. Type on the host: apt-get install python3-venv"
         )
     environment = dict(os.environ)
-    if wanted.package_index:
+    if wanted.package_index.startswith("/"):
+        environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": wanted.package_index}
+    elif wanted.package_index:
         environment["PIP_INDEX_URL"] = wanted.package_index
     if wanted.proxy:
         environment |= dict.fromkeys(("http_proxy", "https_proxy"), wanted.proxy)
@@ -261,6 +267,11 @@ def write_bundle(path: str, extra: str) -> None:
             text = file.read()
     except OSError as error:
         raise StoreError(f"The CA bundle {extra} cannot be used: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise StoreError(
+            f"The CA bundle {extra} is no text, expected certificates in PEM. If it is one in DER: "
+            f"openssl x509 -inform der -in {extra} -out FILE.pem, and name that file."
+        ) from error
     with contextlib.suppress(OSError), open(SYSTEM_BUNDLE, encoding="utf-8") as file:
         text = f"{file.read()}\n{text}"
     with open(path, "w", encoding="utf-8") as file:

@@ -29,7 +29,7 @@ class Web:
             try:
                 context.load_verify_locations(cafile=wanted.ca_bundle)
             except OSError as error:
-                raise StoreError(f"The CA bundle {wanted.ca_bundle} cannot be used: {error}.") from error
+                raise StoreError(f"The CA bundle {wanted.ca_bundle} cannot be used: {error}, expected PEM.") from error
         proxies = {"http": wanted.proxy, "https": wanted.proxy} if wanted.proxy else None
         self._opener = urllib.request.build_opener(
             urllib.request.ProxyHandler(proxies), urllib.request.HTTPSHandler(context=context), _NoRedirect()

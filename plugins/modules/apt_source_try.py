@@ -76,6 +76,7 @@ import urllib.error
 from ansible.module_utils.apt_lock import wait_until_free
 from ansible.module_utils.apt_source import NO_HOOKS, complaint, isolated, offered_versions, signed_by
 from ansible.module_utils.basic import AnsibleModule
+from ansible.module_utils.daemon_json import mask_credentials
 from ansible.module_utils.openpgp import KeyFileError, read_key
 from ansible.module_utils.urls import open_url
 
@@ -86,6 +87,7 @@ KEY_TRIES = 3
 def fetch_key(module: AnsibleModule) -> str:
     """The key in the file at its address, if it is the expected one and no other is beside it."""
     url, wanted, hint = (module.params[name] for name in ("key_url", "fingerprint", "hint"))
+    shown = mask_credentials(url)
     data = b""
     for attempt in range(KEY_TRIES):
         try:
@@ -94,7 +96,7 @@ def fetch_key(module: AnsibleModule) -> str:
         except (OSError, urllib.error.URLError, ValueError) as error:
             if attempt + 1 == KEY_TRIES:
                 module.fail_json(
-                    msg=f"The key at {url} cannot be fetched: {error}. Expected {wanted} there. Nothing was "
+                    msg=f"The key at {shown} cannot be fetched: {error}. Expected {wanted} there. Nothing was "
                     f"changed. {hint}"
                 )
             time.sleep(2)
@@ -102,8 +104,8 @@ def fetch_key(module: AnsibleModule) -> str:
         key: str = read_key(data, wanted)
     except KeyFileError as error:
         module.fail_json(
-            msg=f"The file at {url} is not the key: {error}, expected {wanted} alone. It was not trusted, nothing was "
-            f"changed. If the key was replaced, confirm the new fingerprint at a second source. {hint}"
+            msg=f"The file at {shown} is not the key: {error}, expected {wanted} alone. It was not trusted, nothing "
+            f"was changed. If the key was replaced, confirm the new fingerprint at a second source. {hint}"
         )
         raise
     return key
@@ -139,8 +141,9 @@ def main() -> None:
                 stream.write(text)
         code, output, errors = module.run_command(["apt-get", "update", *isolated(folder)])
         if code != 0:
+            said = mask_credentials(complaint(errors or output))
             module.fail_json(
-                msg=f"The package source does not work: {complaint(errors or output)} Expected signed package lists "
+                msg=f"The package source does not work: {said} Expected signed package lists "
                 f"with {package} {version}. Nothing was changed. {hint}"
             )
         _, madison, _ = module.run_command(["apt-cache", *isolated(folder), "madison", package])

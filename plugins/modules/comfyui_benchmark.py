@@ -64,6 +64,10 @@ options:
         description: Backend of a TorchCompileModel node before the sampler. Empty for none.
         type: str
         default: ""
+      environment:
+        description: Environment variables of ComfyUI's process.
+        type: dict
+        default: {}
       machines:
         description: V(discrete) for a GPU with its own memory, V(unified) for one that shares the host's.
         type: list
@@ -140,12 +144,14 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.benchmark_run import Benchmark, RefusalError
 from ansible.module_utils.benchmark_server import ServerError
+from ansible.module_utils.comfyui_api import ComfyuiError
 from ansible.module_utils.progress import Reporter
 
 CANDIDATE_SPEC: dict[str, Any] = {
     "name": {"type": "str", "required": True},
     "flags": {"type": "list", "elements": "str", "default": []},
     "compile": {"type": "str", "default": ""},
+    "environment": {"type": "dict", "default": {}},
     "machines": {
         "type": "list",
         "elements": "str",
@@ -193,6 +199,9 @@ def main() -> None:
     )
     if module.check_mode:
         module.exit_json(changed=False, skipped=True, msg="not measured: this is a dry run")
+    for name in ("repeats", "queue_length", "rounds", "compared_seeds"):
+        if module.params[name] < 1:
+            module.fail_json(msg=f"{name} is {module.params[name]}, expected 1 or more.")
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, stop)
     path = f"{module.params['work_dir'].rstrip('/')}.json"
@@ -203,7 +212,7 @@ def main() -> None:
         keep(path, benchmark)
     except RefusalError as error:
         module.fail_json(msg=str(error))
-    except ServerError as error:
+    except (ServerError, ComfyuiError, OSError) as error:
         module.fail_json(
             msg=f"The benchmark ended early, and the service is as it was: {error}. Results so far: {path}"
         )

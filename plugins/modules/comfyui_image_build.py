@@ -36,6 +36,10 @@ options:
     description: Build arguments. Their values are passed in the environment, so no list of processes shows them.
     type: dict
     default: {}
+  contexts:
+    description: Folders on the host that stand in for stages of the Dockerfile, by the stage's name.
+    type: dict
+    default: {}
   secrets:
     description: Secrets that the Dockerfile mounts; they leave no trace in the image.
     type: list
@@ -53,7 +57,7 @@ options:
         description: The secret itself. It is passed in the environment, so no list of processes shows it.
         type: str
 requirements:
-  - Docker's command line with its buildx plugin, 0.6 or newer.
+  - Docker's command line with its buildx plugin, 0.8 or newer.
 attributes:
   check_mode:
     description: Predicts a build where there is no image of the name.
@@ -134,6 +138,7 @@ from ansible.module_utils.progress import FOLDER, Reporter
 
 LAST_LINES = 20
 NAME_CHARS = 40
+READER = "dgx-comfyui-record"
 LOCK_POLL_S = 1.0
 # A part of the Dockerfile's first instruction.
 FIRST_STEP = "org.opencontainers.image.base.digest"
@@ -246,6 +251,8 @@ def build_command(params: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
     for name, value in sorted(params["build_args"].items()):
         argv += ["--build-arg", name]
         environment[name] = str(value)
+    for name, folder in sorted(params["contexts"].items()):
+        argv += ["--build-context", f"{name}={folder}"]
     for number, secret in enumerate(params["secrets"]):
         if secret["value"] is None:
             argv += ["--secret", f"id={secret['id']},type=file,src={secret['src']}"]
@@ -302,25 +309,28 @@ def describe(reference: str) -> dict[str, Any]:
 
 
 def write_record(reference: str, path: str) -> dict[str, Any]:
-    """Write an image's record and its lock beside it, both at once or neither; returns the record."""
+    """Write an image's record and its lock beside it, the record last; returns the record."""
     record = describe(reference)
-    container = docker("container", "create", "--network", "none", reference).strip()
+    # By name: one that an interrupted run left would keep its image from being removed.
+    if docker("container", "ls", "--all", "--quiet", "--filter", f"name=^{READER}$").strip():
+        docker("container", "rm", READER)
+    docker("container", "create", "--name", READER, "--network", "none", reference)
     try:
         os.makedirs(os.path.dirname(path), mode=0o755, exist_ok=True)
         lock = f"{os.path.splitext(path)[0]}.txt"
-        docker("container", "cp", f"{container}:/opt/comfyui/contents.json", f"{path}.new")
-        docker("container", "cp", f"{container}:/opt/comfyui/requirements.txt", lock)
+        docker("container", "cp", f"{READER}:/opt/comfyui/contents.json", f"{path}.new")
+        docker("container", "cp", f"{READER}:/opt/comfyui/requirements.txt", f"{lock}.new")
         with open(f"{path}.new", encoding="utf-8") as file:
             record["contents"] = json.load(file)
     finally:
-        docker("container", "rm", container)
+        docker("container", "rm", READER)
     with open(f"{path}.new", "w", encoding="utf-8") as file:
         json.dump(record, file, indent=2, ensure_ascii=False)
         file.write("\n")
-    for one in (f"{path}.new", lock):
-        os.chmod(one, 0o644)
-        os.chown(one, 0, 0)
-    os.replace(f"{path}.new", path)
+    for one in (lock, path):
+        os.chmod(f"{one}.new", 0o644)
+        os.chown(f"{one}.new", 0, 0)
+        os.replace(f"{one}.new", one)
     return record
 
 
@@ -437,6 +447,7 @@ def main() -> None:
             "path": {"type": "path", "required": True},
             "record": {"type": "path", "required": True},
             "build_args": {"type": "dict", "default": {}},
+            "contexts": {"type": "dict", "default": {}},
             "secrets": {
                 "type": "list",
                 "elements": "dict",

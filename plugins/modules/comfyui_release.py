@@ -115,8 +115,9 @@ def main() -> None:
             "kept": {"type": "int", "default": 2},
             "guard": {"type": "path", "default": "/usr/local/lib/comfyui/comfyui_guard.py"},
         },
-        required_if=[("back", False, ["release"])],
     )
+    if not module.params["back"] and not module.params["release"]:
+        module.fail_json(msg="release is empty, expected the id of one in /etc/comfyui/releases, or back: true.")
     with Reporter.from_environment() as report:
         status, output, words = run(arguments(module.params), report)
     try:

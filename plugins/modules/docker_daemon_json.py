@@ -9,7 +9,7 @@ short_description: Merge keys into Docker's daemon.json, and let the engine take
 description:
   - Merges the given keys into the file that others write to as well, and keeps everything else in it, in its order.
   - Keys that the service unit passes as flags are left out, since dockerd does not start with a key given in both
-    places, even with the same value.
+    places, even with the same value. What an earlier change wrote and has to be left out by now is taken out again.
   - A log driver that the host already has is respected, and the log options of another one are left out with it.
   - The new file is checked by dockerd itself, with the unit's own flags, before it replaces the old one in one step.
     Mode and owner are kept; a link stays a link.
@@ -50,9 +50,9 @@ options:
   state:
     description:
       - V(present) merges O(keys) and takes out O(remove).
-      - V(reloaded) reloads the unit and waits until C(docker info) shows every reloadable key of the file. If that does
-        not come, the file is put back as it was before the run, the unit is reloaded once more, and the module fails
-        with the engine's last messages.
+      - V(reloaded) reloads the unit, or starts it where it does not run, and waits until C(docker info) shows every
+        reloadable key of the file. If that does not come, the file is put back as it was before the run, the unit is
+        reloaded once more, and the module fails with the engine's last messages.
       - V(restarted) does the same with a restart, for all keys that C(docker info) shows.
     type: str
     choices: [present, reloaded, restarted]
@@ -85,6 +85,11 @@ changed_keys:
   returned: always
   type: list
   sample: ["live-restore", "log-opts.max-size"]
+drift:
+  description: The rows that this is in the table of P(drift#callback). Without logins and secrets.
+  returned: always
+  type: list
+  elements: dict
 left_out:
   description: Dotted names of the keys that the unit passes as flags, or that a swarm or another log driver forbids.
   returned: always
@@ -136,8 +141,10 @@ from ansible.module_utils.daemon_json import (
     DaemonJsonError,
     Plan,
     changed_paths,
+    drift,
     environment_files,
     flag_value,
+    is_below,
     is_of,
     mask_credentials,
     needs_restart,
@@ -276,9 +283,9 @@ def write(module: AnsibleModule, argv: list[str], path: str, text: str, others: 
             os.chmod(candidate, 0o644)
     except OSError as error:
         module.fail_json(msg=f"{error.filename} cannot be written: {error.strerror}. {path} was not changed.")
-    module.atomic_move(candidate, path, keep_dest_attrs=exists)
     change = {"after": text, "before": before, "backup": backup, "others": others, "at_s": time.monotonic()}
-    remember(change, started_s(module))
+    remember(change, started_s(module))  # first: a run that dies in between leaves a restart due, not a lost one
+    module.atomic_move(candidate, path, keep_dest_attrs=exists)
     return backup, said
 
 
@@ -347,7 +354,8 @@ def wanted_state(info: dict[str, Any], planned: Plan, due: list[str]) -> tuple[s
     if not info:
         return "none", []
     ours = [path for path in not_in_force(planned.config, info) if is_of(path, planned.wanted)]
-    waiting = sorted({*planned.changed_keys, *ours, *due})
+    # What a flag passes is in force from the next start on, whoever makes it; systemd may not have read that flag yet.
+    waiting = sorted(path for path in {*planned.changed_keys, *ours, *due} if not is_below(path, planned.left_out))
     restart_keys = [path for path in waiting if needs_restart(path)]
     if restart_keys:
         return "restart", restart_keys
@@ -400,7 +408,9 @@ def present(module: AnsibleModule, argv: list[str], path: str) -> dict[str, Any]
         )
         raise
     undo = recall()
-    due = due_for_restart(undo, since_s)
+    # Of what waits for a restart, what another task brought is that one's to tell. A name may be an object around one.
+    mentioned = [f"{name}." for name in [*module.params["remove"], *changed_paths({}, module.params["keys"])]]
+    due = [path for path in due_for_restart(undo, since_s) if any(name.startswith(f"{path}.") for name in mentioned)]
     apply, restart_keys = wanted_state(info, planned, due)
     since_start = os.path.exists(path) and os.stat(path).st_mtime > time.time() - time.monotonic() + since_s
     others = of_others(before, planned, info, since_s, written_since_start=since_start)
@@ -417,6 +427,7 @@ def present(module: AnsibleModule, argv: list[str], path: str) -> dict[str, Any]
     return {
         "changed": planned.text is not None,
         "changed_keys": planned.changed_keys,
+        "drift": drift(path, before, planned),
         "left_out": planned.left_out,
         "kept": planned.kept,
         "apply": apply,
@@ -489,6 +500,7 @@ def take_up(module: AnsibleModule, path: str, *, restart: bool) -> dict[str, Any
     return {
         "changed": restart,
         "changed_keys": [],
+        "drift": [],
         "left_out": [],
         "kept": [],
         "apply": "restart" if differing else "none",

@@ -80,6 +80,7 @@ commands:
   sample: {"version": {"rc": 0, "stdout": "{}", "stderr": ""}}
 """
 
+import contextlib
 import os
 import stat
 import subprocess
@@ -118,11 +119,8 @@ def describe_file(path: str, *, with_content: bool) -> dict[str, Any]:
         inode=status.st_ino,
     )
     if with_content and found["kind"] == "file" and status.st_size <= CONTENT_LIMIT_B:
-        with open(path, "rb") as handle:
-            try:
-                found["content"] = handle.read().decode()
-            except UnicodeDecodeError:
-                found["content"] = None
+        with contextlib.suppress(OSError, UnicodeDecodeError), open(path, "rb") as handle:
+            found["content"] = handle.read().decode()
     return found
 
 

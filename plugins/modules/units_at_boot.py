@@ -52,6 +52,11 @@ reloaded:
   description: Whether systemd was reloaded, or would be.
   returned: always
   type: bool
+drift:
+  description: A row for each unit that was enabled, for the table of P(drift#callback).
+  returned: always
+  type: list
+  elements: dict
 losing:
   description: Containers whose GPUs a reload of systemd would take. Where a reload was due, it was left out for them.
   returned: always
@@ -97,6 +102,13 @@ def shown(module: AnsibleModule, unit: str, name: str) -> str:
     return str(text).strip()
 
 
+def is_stale(module: AnsibleModule, unit: str, *, there: bool) -> bool:
+    """Whether systemd holds another text of a unit than its file has, or read it when the file was gone."""
+    if shown(module, unit, "NeedDaemonReload") == "yes":
+        return True
+    return there and shown(module, unit, "LoadState") in ("not-found", "error", "bad-setting")
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -111,8 +123,10 @@ def main() -> None:
     ahead = module.params["reload_ahead"]
     # Of a unit that runs, `show` tells the state of systemd's last reload; this reads the files.
     states = {name: module.run_command(["systemctl", "is-enabled", name])[1].strip() for name in names}
-    off = [name for name in names if states[name] not in ("enabled", "static")]
-    stale = [name for name in names if shown(module, name, "NeedDaemonReload") == "yes"]
+    # In a dry run, the unit's file may be what the run would write.
+    right = ("enabled", "static", *(("masked", "not-found", "") if module.check_mode else ()))
+    off = [name for name in names if states[name] not in right]
+    stale = [name for name in names if is_stale(module, name, there=states[name] not in ("not-found", ""))]
     # Debian enables a unit that has an old start script beside it by a program that reloads, whatever it is told.
     reloads = stale + [name for name in off if os.path.exists(f"/etc/init.d/{name.removesuffix('.service')}")]
     hit = losing(module) if reloads or ahead else []
@@ -141,7 +155,8 @@ def main() -> None:
                 module.fail_json(
                     msg=f"{' '.join(command)} failed: {errors.strip()}. See: systemctl cat {' '.join(names)}"
                 )
-    module.exit_json(changed=bool(off) or reload, enabled=off, reloaded=reload, losing=hit)
+    rows = [{"resource": f"unit {name}", "expected": "enabled", "found": states[name] or "absent"} for name in off]
+    module.exit_json(changed=bool(off) or reload, enabled=off, reloaded=reload, losing=hit, drift=rows)
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def answer(question: dict[str, Any]) -> dict[str, Any]:
         try:
             context.load_verify_locations(cafile=question["ca_bundle"])
         except OSError as error:
-            return {"refused": f"the CA bundle {question['ca_bundle']} cannot be used: {error}"}
+            return {"refused": f"the CA bundle {question['ca_bundle']} cannot be used: {error}, expected PEM"}
     named = [""]
 
     def note(response: httpx2.Response) -> None:
