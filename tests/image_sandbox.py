@@ -136,7 +136,10 @@ class Sandbox:
         port = containers.published_port(self.upstreams, containers.REGISTRY_PORT)
         repository = f"127.0.0.1:{port}/standin/{name}"
         self.engine.images.build(
-            fileobj=images.as_tar({"Dockerfile": dockerfile.encode()}), custom_context=True, tag=f"{repository}:1"
+            fileobj=images.as_tar({"Dockerfile": dockerfile.encode()}),
+            custom_context=True,
+            tag=f"{repository}:1",
+            rm=True,
         )
         for event in self.engine.images.push(repository, "1", stream=True, decode=True):
             assert "error" not in event

@@ -1,7 +1,7 @@
 """What a person sees: the forms in ComfyUI's workflow sidebar, and the page of verify.yml; `make browser` calls it.
 
 They are those of a sandbox, BROWSER_SANDBOX or `browser`, that was provisioned and verified. Screenshots stay beside
-its evidence.
+its evidence; two of them are the pictures of README.md, `cp artifacts/browser/first_page_*.png docs/images/`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 
 from browser.chromium import Tab
 from sandbox import containers
@@ -76,6 +76,48 @@ def test_a_form_opens_as_the_graph_of_its_name(sidebar: Tab, name: str) -> None:
     sidebar.picture(EVIDENCE / f"browser_{name}.png")
     assert sidebar.evaluate(UNCOVERED)
     assert exported == graph
+
+
+# All nodes of txt2img_sdxl beside the sidebar, and their words, which the editor leaves out where they are small.
+SHOW_ALL = """(async () => {
+    const canvas = window.app.canvas, settings = window.app.extensionManager.setting;
+    await settings.set('LiteGraph.Canvas.MinFontSizeForLOD', 0);
+    await settings.set('Comfy.Minimap.Visible', false);
+    canvas.ds.scale = 0.64;
+    canvas.ds.offset = [740, 270];
+    canvas.setDirty(true, true);
+    // The editor draws when it finds time, and says nothing when it has drawn.
+    return new Promise(done => setTimeout(() => done(true), 2000));
+})()"""
+
+
+def test_the_first_page_shows_the_editor_as_it_is(sidebar: Tab) -> None:
+    sidebar.send("Emulation.setDeviceMetricsOverride", width=1920, height=620, deviceScaleFactor=1, mobile=False)
+    sidebar.evaluate(f"{LEAVES}.find(leaf => {TEXT} === 'txt2img_sdxl').querySelector('span').click()")
+    sidebar.until("document.title.includes('txt2img_sdxl')", "it is drawn")
+    assert sidebar.evaluate(SHOW_ALL)
+    sidebar.picture(EVIDENCE / "first_page_editor.png")
+    assert_on_first_page("first_page_editor.png")
+
+
+def test_the_first_page_shows_the_verdict_as_it_is() -> None:
+    with Tab() as tab:
+        tab.send("Emulation.setDeviceMetricsOverride", width=1200, height=960, deviceScaleFactor=1, mobile=False)
+        tab.send("Page.navigate", url=(EVIDENCE / "verify.html").as_uri())
+        tab.until("document.readyState === 'complete'", "the page is there")
+        tab.picture(EVIDENCE / "first_page_verdict.png")
+    assert_on_first_page("first_page_verdict.png")
+
+
+def assert_on_first_page(name: str) -> None:
+    """That README.md shows a picture of this name that looks like this one, small enough to be kept in the tree."""
+    kept = ROOT / "docs/images" / name
+    assert f"(docs/images/{name})" in (ROOT / "README.md").read_text()
+    assert kept.stat().st_size < 200_000
+    with Image.open(kept) as shown, Image.open(EVIDENCE / name) as drawn:
+        # Dates and digests differ from run to run; at this size they are grey.
+        small = [picture.convert("RGB").resize((96, 48)) for picture in (shown, drawn)]
+    assert ImageStat.Stat(ImageChops.difference(*small)).mean < [8] * 3, f"look, then: cp {EVIDENCE / name} {kept}"
 
 
 def colours(data: Path) -> int:

@@ -6,18 +6,21 @@ import hashlib
 import importlib
 import io
 import json
+import ssl
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import ansible.module_utils
 import pytest
 from ansible.module_utils.testing import patch_module_args
 
+from programs import load_program
 from upstreams.hub import SAMPLE_COMMIT, SAMPLE_PATH, SAMPLE_REPO, sample_bytes
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -73,7 +76,8 @@ def start_hub(root: Path, *arguments: str) -> tuple[subprocess.Popen[str], str]:
 
 
 REQUIREMENTS = "stand-in==1\n"
-PROGRAM = (REPOSITORY / "roles" / "model_store" / "files" / "hub_answer.py").read_text()
+PROGRAM_PATH = REPOSITORY / "roles" / "model_store" / "files" / "hub_answer.py"
+PROGRAM = PROGRAM_PATH.read_text()
 
 
 def make_hub_dir(folder: Path) -> Path:
@@ -117,6 +121,20 @@ def hub(running_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
     running_hub.ask("DELETE", "/control/faults")
     running_hub.ask("DELETE", "/control/log")
     return running_hub
+
+
+@pytest.fixture
+def asked_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is asked without a process of its own: loading the client takes longer than a transfer of these tests."""
+    program = load_program(PROGRAM_PATH)
+    # It speaks plain HTTP, and to read this machine's certificates takes 0.1 s each time.
+    monkeypatch.setattr(ssl.SSLContext, "load_default_certs", lambda *_: None)
+
+    def run(command: list[str], *, input: str, **_: object) -> subprocess.CompletedProcess[str]:  # noqa: A002
+        return subprocess.CompletedProcess(command, 0, json.dumps(program.answer(json.loads(input))), "")
+
+    model_hub = sys.modules["ansible.module_utils.model_hub"]
+    monkeypatch.setattr(model_hub, "subprocess", SimpleNamespace(run=run, TimeoutExpired=subprocess.TimeoutExpired))
 
 
 @pytest.fixture

@@ -91,9 +91,14 @@ class Host:
         monkeypatch.setattr(AnsibleModule, "warn", lambda _module, words: self.warned.append(words))
         monkeypatch.setenv("PATH", f"{self.programs}:{os.environ['PATH']}")
 
-    def running(self, config: dict[str, Any] | None, refuses: str | None = None, swarm: str = "inactive") -> None:
-        """What the engine runs with (None: it does not), and the key with which it neither reloads nor starts."""
-        unit = f"[Service]\nExecStart={self.programs}/dockerd -H fd:// --default-shm-size=1G\n"
+    def running(
+        self, config: dict[str, Any] | None, refuses: str | None = None, swarm: str = "inactive", flags: str = ""
+    ) -> None:
+        """What the engine runs with (None: it does not), and the key with which it neither reloads nor starts.
+
+        `flags` are more of those with which it starts next.
+        """
+        unit = f"[Service]\nExecStart={self.programs}/dockerd -H fd:// --default-shm-size=1G {flags}\n"
         state: dict[str, Any] = {"file": str(self.file), "unit": unit, "running": config, "refuses": refuses}
         state |= {"swarm": swarm, "started_us": int(time.monotonic() * 1e6)}
         (self.programs / "state.json").write_text(json.dumps(state))
@@ -177,6 +182,21 @@ def test_a_flag_of_the_unit_is_left_out(host: Host) -> None:
     answer = host.run(keys={"default-shm-size": "2G", **KEYS})
     assert answer["left_out"] == ["default-shm-size"]
     assert "default-shm-size" not in json.loads(host.file.read_text())
+
+
+def test_a_key_that_the_unit_passes_by_now_is_taken_back_and_waits_for_nothing(host: Host) -> None:
+    keys = {**KEYS, "log-driver": "json-file", **LOGS}
+    host.run(keys=keys)
+    host.run(state="restarted")
+    host.running(json.loads(host.file.read_text()), flags="--live-restore --log-driver=json-file")
+    dry = host.run(check=True, keys=keys)
+    answer = host.run(keys=keys)
+    assert answer["changed_keys"] == dry["changed_keys"] == ["live-restore", "log-driver"]
+    assert set(json.loads(host.file.read_text())) == {"default-cgroupns-mode", "log-opts"}
+    # The engine that runs has them still, and the next one has them by flag.
+    assert (answer["apply"], dry["apply"]) == ("none", "none")
+    again = host.run(keys=keys)
+    assert (again["changed"], again["apply"], again["others_restart_keys"]) == (False, "none", [])
 
 
 @pytest.mark.parametrize("check", [False, True])
@@ -406,3 +426,11 @@ def test_what_others_change_after_ours_was_taken_up_is_told_exactly(host: Host, 
     host.running(json.loads(host.file.read_text()))
     os.utime(host.file, (time.time() - 60, time.time() - 60))
     assert host.run(check=True)["others_restart_keys"] == []
+
+
+def test_a_restart_that_is_due_is_no_change_of_a_task_with_other_keys(host: Host) -> None:
+    host.run(keys=LOGS)
+    host.run(keys={"runtimes": {}})
+    again = host.run(keys={"runtimes": {}})
+    assert (again["changed"], again["apply"], again["restart_keys"]) == (False, "none", [])
+    assert host.run(keys=LOGS)["restart_keys"] == ["log-opts.max-file", "log-opts.max-size"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,7 +13,7 @@ import pytest
 from ansible.module_utils import model_hub
 from ansible.module_utils.model_wanted import TemporaryError, Wanted
 
-from faults.model_store import CONTENT, REPOSITORY, Hub, fail, succeed
+from faults.model_store import CONTENT, REPOSITORY, Hub, fail, run, succeed
 
 # What the program asks of the library, as a package of our own: no index is needed.
 STAND_IN = """
@@ -125,6 +126,21 @@ def test_index_proxy_and_certificates_of_the_site_are_used(
     assert ("BEGIN CERTIFICATE" in seen["bundle"]) == Path("/etc/ssl/certs/ca-certificates.crt").exists()
 
 
+def test_a_folder_of_packages_is_no_index(
+    hub: Hub, dest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, str] = {}
+
+    def run(command: list[str], environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        seen.update(environment or {})
+        return subprocess.CompletedProcess(command, int(bool(environment)), "", "stop here")
+
+    monkeypatch.setattr(sys.modules["ansible.module_utils.model_hub"], "run", run)
+    monkeypatch.delenv("PIP_INDEX_URL", raising=False)
+    fail(hub, dest, hub_dir=str(tmp_path / "hub"), package_index="/srv/wheels")
+    assert (seen["PIP_NO_INDEX"], seen["PIP_FIND_LINKS"], seen.get("PIP_INDEX_URL")) == ("1", "/srv/wheels", None)
+
+
 def test_a_python_without_venv_says_what_to_install(
     hub: Hub, dest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,6 +189,25 @@ def test_a_hub_that_is_silent_is_named_without_its_password(monkeypatch: pytest.
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(TemporaryError, match=r"^http://hub/hf: no answer within"):
         model_hub.ask(wanted, "python")
+
+
+def test_a_replacement_that_was_cut_short_is_still_known_as_ours(
+    hub: Hub, dest: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "hub"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "made").write_text("of an older lock")
+
+    def killed(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run(hub, dest, hub_dir=str(folder), attempts=1)
+    assert (folder / "bin").exists()
+    # As far as the index, which has no such package: nothing in the folder is taken for somebody else's.
+    assert "could not be installed into" in fail(hub, dest, hub_dir=str(folder), attempts=1)
 
 
 @pytest.mark.parametrize("name", ["good.safetensors", "pyvenv.cfg"])

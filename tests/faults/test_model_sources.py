@@ -284,6 +284,11 @@ def test_a_certificate_of_the_sites_own_is_trusted_when_it_is_named(secure: tupl
     assert "comfyui_extra_ca_bundle" in message
     assert "Gave up" not in message
     assert "cannot be used" in fail(hub, dest, ca_bundle="/nonexistent.pem")
+    binary = certificate.with_suffix(".der")
+    subprocess.run(
+        ["openssl", "x509", "-in", certificate, "-outform", "der", "-out", binary], check=True, capture_output=True
+    )
+    assert "PEM" in fail(hub, dest, ca_bundle=str(binary))
     succeed(hub, dest, ca_bundle=str(certificate))
     assert dest.read_bytes() == CONTENT
 

@@ -40,6 +40,8 @@ from faults.model_store import (
 )
 from upstreams.hub import SAMPLE_COMMIT, SAMPLE_PATH, SAMPLE_REPO
 
+pytestmark = pytest.mark.usefixtures("asked_here")
+
 
 def test_a_fresh_file_arrives_whole_and_is_recorded(hub: Hub, dest: Path) -> None:
     answer = succeed(hub, dest, mode="0640", licence="stand-in")
@@ -92,6 +94,12 @@ def test_a_corrected_licence_is_recorded_and_nothing_else(hub: Hub, dest: Path, 
     assert json.loads(record.read_text()) == {**before, "licence": "Open RAIL++-M"}
     assert hub.log() == []
     assert succeed(hub, dest, **asked)["changed"] is False
+
+
+def test_a_dry_run_sees_no_model_below_a_file_in_the_place_of_its_folder(hub: Hub, dest: Path) -> None:
+    dest.parent.rmdir()
+    dest.parent.write_text("of somebody")
+    assert succeed(hub, dest, _ansible_check_mode=True)["outcome"] == "fetched"
 
 
 def test_whoever_waits_is_told_how_far_it_is(
@@ -244,7 +252,7 @@ def test_what_is_kept_survives_a_server_without_ranges_that_breaks_off_earlier(h
 
 
 def test_a_killed_run_is_continued(hub: Hub, dest: Path) -> None:
-    hub.fault("stall", after_b=300_000, seconds=20, times=1)
+    hub.fault("stall", after_b=300_000, seconds=60, times=1)
     code = (
         "import sys, ansible.module_utils as m; m.__path__.append(sys.argv[1]); sys.path.insert(0, sys.argv[2])\n"
         "import json, model_store_file\n"
@@ -256,7 +264,7 @@ def test_a_killed_run_is_continued(hub: Hub, dest: Path) -> None:
         [sys.executable, "-c", code, str(plugins / "module_utils"), str(plugins / "modules"),
          json.dumps(arguments(hub, dest))]
     )  # fmt: skip
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 40
     while not any(line["sent_b"] == 300_000 for line in hub.content_log()):
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -697,10 +705,10 @@ def test_a_busy_hub_is_asked_again_when_it_says(hub: Hub, dest: Path, monkeypatc
 
 
 def test_a_stalled_connection_is_broken_off_and_resumed(hub: Hub, dest: Path) -> None:
-    hub.fault("stall", after_b=200_000, seconds=20, times=1)
+    hub.fault("stall", after_b=200_000, seconds=60, times=1)
     began = time.monotonic()
     answer = succeed(hub, dest, stall_timeout_s=0.3)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 30  # half of the stall
     assert answer["bytes_fetched"] == SIZE_B
 
 

@@ -108,3 +108,13 @@ def test_an_engine_that_does_not_answer_is_refused_before_anything_is_removed(ho
     assert done.returncode == 2, done.stdout
     assert "Docker does not answer: Cannot connect to the Docker daemon" in last_words(done.stdout)
     assert host.left == before
+
+
+@pytest.mark.parametrize(("shell", "ends"), [("/bin/bash", False), ("/usr/sbin/nologin", True)])
+def test_an_account_that_is_somebodys_login_stays(host: Host, shell: str, ends: bool) -> None:
+    (host.folder / "bin" / "getent").write_text(f"#!/bin/sh\necho 'comfyui:x:1001:1001::/home/comfyui:{shell}'\n")
+    done = host.remove(data=True)
+    assert done.returncode == 0, done.stdout
+    assert "Remove the account]" in done.stdout
+    task = done.stdout.partition("Remove the account]")[2].partition("PLAY RECAP")[0]
+    assert ("skipping: " not in task) is ends, done.stdout

@@ -54,6 +54,7 @@ class Host:
             "file_state": "disabled",
             "UnitFileState": "disabled",  # what systemd knew at its last reload
             "NeedDaemonReload": "no",
+            "LoadState": "loaded",
             "cgroup_driver": "systemd",
             "containers": [],
         }
@@ -100,6 +101,28 @@ def test_a_unit_is_enabled_without_a_reload(host: Host) -> None:
     answer = host.run(names=[UNIT])
     assert (answer["changed"], answer["enabled"], answer["reloaded"], host.warned) == (True, [UNIT], False, [])
     assert host.calls() == [f"--root=/ enable {UNIT}"]
+
+
+def test_a_unit_that_is_enabled_is_a_row_of_the_drift_table(host: Host) -> None:
+    row = {"resource": f"unit {UNIT}", "expected": "enabled", "found": "disabled"}
+    assert host.run(check=True, names=[UNIT])["drift"] == [row]
+    assert host.run(names=[UNIT])["drift"] == [row]
+    host.state["file_state"] = "enabled"
+    assert host.run(names=[UNIT])["drift"] == []
+
+
+def test_a_dry_run_leaves_a_unit_out_whose_file_is_still_to_come(host: Host) -> None:
+    host.state |= {"file_state": "not-found", "LoadState": "not-found"}
+    answer = host.run(check=True, names=[UNIT])
+    assert (answer["changed"], answer["drift"]) == (False, [])
+    assert host.run(names=[UNIT])["enabled"] == [UNIT]
+
+
+@pytest.mark.parametrize("load", ["not-found", "error"])
+def test_systemd_reads_a_unit_again_whose_file_was_gone_when_it_read_it(host: Host, load: str) -> None:
+    host.state |= {"file_state": "enabled", "LoadState": load}
+    assert host.run(names=[UNIT])["reloaded"]
+    assert host.calls() == ["daemon-reload"]
 
 
 @pytest.mark.parametrize("state", ["enabled", "static"])

@@ -128,8 +128,8 @@ def main() -> int:
     verbs.choices["up"].add_argument("--upstreams", default=os.environ.get("UPSTREAMS", "auto"))
     verbs.choices["up"].add_argument("--from", dest="begin", choices=["nothing", "snapshot"], default="nothing")
     tests = verbs.add_parser("scenarios")
-    tests.add_argument("names", nargs="*", default=scenarios.found())
-    tests.add_argument("--plain", action="store_true", help="run the first scenario without Mitogen as well")
+    tests.add_argument("names", nargs="*", help="by default those that gate a change")
+    tests.add_argument("--full", action="store_true", help="by default every scenario")
     arguments = parser.parse_args()
     try:
         if arguments.verb == "up":
@@ -138,7 +138,7 @@ def main() -> int:
             keep(arguments.name)
         elif arguments.verb == "scenarios":
             with one_at_a_time(f"{containers.PREFIX}-scenarios"):
-                return scenarios.run_all(arguments.names, plain=arguments.plain)
+                return scenarios.run_all(arguments.names or scenarios.found(full=arguments.full))
         else:
             down(arguments.name, everything=arguments.verb == "destroy")
     except RefusalError as error:

@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 NAME = f"{containers.PREFIX}-snapshot"
 SEED = "seed"
 FOLDERS = ("inventory", "playbooks", "plugins", "roles", "templates", "workflows")
-FILES = ("ansible.cfg", "requirements.txt", "site.yml")
+FILES = ("ansible.cfg", "molecule/default/made.yml", "requirements.txt", "site.yml")
 ENGINE_DATA = "/var/lib/docker"
 
 
@@ -137,6 +137,7 @@ def seed(client: DockerClient, tag: str, mode: str) -> None:
         for command in (
             ["python", "-m", "sandbox", "up", SEED, "--from", "nothing", "--upstreams", mode],
             ["ansible-playbook", "--inventory", inventory, "site.yml"],
+            ["ansible-playbook", "--inventory", inventory, "molecule/default/made.yml"],
         ):
             if subprocess.run(command, cwd=ROOT, stdout=out, stderr=out, check=False).returncode != 0:
                 raise RefusalError(f"`{' '.join(command)}` failed: see {log.relative_to(ROOT)}")

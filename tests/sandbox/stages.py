@@ -29,7 +29,14 @@ def stage(title: str) -> Iterator[None]:
 @contextmanager
 def one_at_a_time(what: str) -> Iterator[None]:
     """Let runs on this machine that share `what` go one after the other; one that waits says so."""
-    with Path(tempfile.gettempdir(), f"{what}.lock").open("w") as lock:
+    path = Path(tempfile.gettempdir(), f"{what}.lock")
+    try:
+        file = path.open("w")
+    except PermissionError as error:
+        raise RefusalError(
+            f"{path} is another user's, expected your own or none. When nobody's run goes on: sudo rm {path}"
+        ) from error
+    with file as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

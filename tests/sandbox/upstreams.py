@@ -44,7 +44,7 @@ def answers(url: str) -> bool:
             return True
     except urllib.error.HTTPError as error:
         return error.code == 401
-    except (urllib.error.URLError, TimeoutError, OSError):
+    except OSError:
         return False
 
 

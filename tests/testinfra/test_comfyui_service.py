@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
@@ -101,7 +102,16 @@ def test_the_process_runs_as_the_service_account(host: Any, site: dict[str, Any]
 def test_it_writes_only_where_it_should(host: Any, path: str, writable: bool) -> None:
     probe = f"{path}/.written-by-verify"
     done = host.run("docker exec comfyui sh -c %s", f"touch {probe} && rm {probe}")
-    assert (done.rc == 0) == writable
+    assert (done.rc == 0) == writable, done.stderr
+    assert writable or re.search("Read-only file system|Permission denied", done.stderr), done.stderr
+
+
+def test_it_imports_from_nowhere_that_it_can_write_to(host: Any) -> None:
+    # The home is writable, and packages installed there would come before the base's: a workflow could bring a torch.
+    program = (
+        "import os, site, sys; print(site.ENABLE_USER_SITE, [p for p in sys.path if os.access(p or '.', os.W_OK)])"
+    )
+    assert host.check_output("docker exec comfyui python -c %s", program) == "False []"
 
 
 def test_the_containers_words_are_in_the_journal(host: Any, container: dict[str, Any]) -> None:

@@ -166,7 +166,9 @@ def test_criterion_09_memory_stays_within_its_limit(studio: Studio, record: Evid
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_criterion_10_images_are_valid_png_files(host: Any, site: dict[str, Any], studio: Studio, name: str) -> None:
-    for image in studio.template(name)["images"]:
+    images = studio.template(name)["images"]
+    assert images
+    for image in images:
         path = f"{site['comfyui_data_dir']}/output/{image['filename']}"
         assert host.check_output("od -An -v -tx1 -N8 %s", path).replace(" ", "") == "89504e470d0a1a0a"
         assert (image["format"], image["blank"]) == ("PNG", False)

@@ -98,16 +98,20 @@ def test_the_plot_is_an_image_with_a_bar_for_each_figure(result: dict[str, Any])
 
 
 def test_the_winner_becomes_variables(result: dict[str, Any]) -> None:
-    assert report.winner_variables(result, ["--mine"], "/graphs") == {
+    winner = next(one for one in result["tuning"]["candidates"] if one["compile"])
+    winner["environment"] = {"TORCHINDUCTOR_CUDAGRAPHS": "1"}
+    assert report.winner_variables(result, ["--mine"], {"MINE": "1"}, "/graphs") == {
         "comfyui_extra_flags": ["--mine", "--gpu-only"],
+        "comfyui_environment": {"MINE": "1", "TORCHINDUCTOR_CUDAGRAPHS": "1"},
         "comfyui_workflows_source_dir": "/graphs",
     }
     assert report.winner_backend(result) == "inductor"
+    assert "`TORCHINDUCTOR_CUDAGRAPHS=1`" in report.setting(winner)
 
 
 def test_where_the_defaults_win_there_is_nothing_to_set(result: dict[str, Any]) -> None:
     result["tuning"]["ranking"]["winner"] = "defaults"
-    assert report.winner_variables(result, ["--mine"], "/graphs") == {}
+    assert report.winner_variables(result, ["--mine"], {}, "/graphs") == {}
     assert report.winner_backend(result) == ""
     del result["tuning"]
     assert report.winner_backend(result) == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import re
 import shutil
@@ -47,7 +48,13 @@ LATENCY_S = {"--fast": 1.0, "--slow": 2.0, "--other": 0.5}
 
 
 def check(**changes: Any) -> None:
-    state: dict[str, Any] = {"devices": CUDA, "waiting": 0, "others": [], "utilisation": 0.0}
+    state: dict[str, Any] = {
+        "devices": CUDA,
+        "waiting": 0,
+        "url": "http://127.0.0.1:8199",
+        "others": [],
+        "utilisation": 0.0,
+    }
     run.check_idle(**{**state, "gpu_required": True, "shared": False, **changes})
 
 
@@ -126,6 +133,15 @@ def test_the_plain_run_enters_only_the_mounts() -> None:
     assert contained.flags[-1] == "--fast"
 
 
+def test_a_candidate_has_environment_variables_beside_those_of_the_release() -> None:
+    release = {**RELEASE, "environment": {"MINE": "1", "BOTH": "release"}}
+    guard = server.load_guard(str(GUARD))
+    words = server.ContainerServer(guard, release, "/scratch", [], {"BOTH": "candidate", "ITS": "2"})._arguments
+    given = [after for word, after in itertools.pairwise(words) if word == "--env"]
+    assert given == ["MINE=1", "BOTH=candidate", "ITS=2"]
+    assert words.index("--env") < words.index(RELEASE["image"])
+
+
 def test_what_a_server_said_of_its_settings_is_kept_once() -> None:
     log = "attention\nattention\n\nserver\n\x1b[32mSet vram state to: HIGH_VRAM\x1b[0m\n"
     assert run.remarks(log) == ["attention", "Set vram state to: HIGH_VRAM"]
@@ -138,7 +154,9 @@ class Engine:
         self.running = 0
         self.started: list[list[str]] = []
 
-    def container(self, _guard: Any, _release: Any, work_dir: str, extra_flags: list[str]) -> Server:
+    def container(
+        self, _guard: Any, _release: Any, work_dir: str, extra_flags: list[str], _environment: Any = None
+    ) -> Server:
         return Server(self, extra_flags, Path(work_dir))
 
     def plain(self, beside: Server) -> Server:
@@ -185,6 +203,8 @@ class Server:
 
 class Service:
     """The service's own API."""
+
+    url = "http://127.0.0.1:8188"
 
     def __init__(self, *_: Any) -> None:
         self.freed = 0

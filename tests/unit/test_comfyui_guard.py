@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -57,10 +59,14 @@ class World:
         self.restarts = 0
         self.between_starts = False
         self.deaf = self.slow = False
+        self.lost = ""  # a folder that the container has and the host no longer does
         self.spec_problems: list[str] = []
         self.spec_mends = True
         self.spec = "spec-1"
         self.queue: tuple[list[str], list[str]] = ([], [])
+        # Of ComfyUI, below its folders, under another number; and whether the disk lets its owner be changed.
+        self.earlier_files = False
+        self.may_chown = True
         self.calls: list[tuple[str, ...]] = []
         self.die_at = 10**6
         self.steps = 0
@@ -109,6 +115,7 @@ class World:
             self.container = None
         elif words[1] in {"start", "stop"}:
             assert self.container
+            self.lost = ""
             self.container["State"]["Running"] = words[1] == "start" and self.container["image"] != "exits"
         elif words[1] == "exec":
             return self.image != "blind" and not self.exec_fails, "", self.exec_fails or "no CUDA: cuInit answered 999"
@@ -124,8 +131,14 @@ class World:
                 self.guard.serve()
             except self.guard.errors as error:
                 return False, "", str(error)
+        if words[0] == "test":
+            return not (self.lost and words[1].endswith(self.lost)), "", ""
         if words == REFRESH and self.spec_mends:
             self.spec_problems, self.spec = [], "spec-2"
+        if words[0] == "find" and self.earlier_files:
+            if "chown" in words:
+                self.earlier_files = not self.may_chown
+            return self.may_chown, "995:995", "chown: Operation not permitted"
         return True, "", ""
 
     @property
@@ -531,6 +544,152 @@ def test_a_report_repairs_nothing(world: World) -> None:
     assert not any(words[0] == "systemctl" for words in world.calls)
 
 
+# What provisioning asks and does where the release is the same.
+
+
+def drift(world: World) -> str:
+    """What a row says that was found; empty where nothing had drifted."""
+    return ", ".join(str(row["found"]) for row in world.guard.drift(None))
+
+
+def test_a_container_made_with_another_driver_is_named_and_replaced(world: World) -> None:
+    assert (drift(world), activate(world, OLD)["changed"]) == ("", False)
+    world.spec = "spec-2"
+    assert drift(world) == "made with another driver"
+    assert activate(world, OLD)["changed"] is True
+    assert world.changes[-2:] == ["rm", "run"]
+    assert (drift(world), activate(world, OLD)["changed"]) == ("", False)
+
+
+def test_a_container_made_with_a_specification_that_is_wrong_now_is_named_before_that_is_mended(world: World) -> None:
+    world.spec_problems = ["/usr/lib/libcuda.so.1 is not there"]
+    assert drift(world) == "made with another driver"
+    assert REFRESH not in world.calls
+    activate(world, OLD)
+    assert (world.changes[-2:], drift(world)) == (["rm", "run"], "")
+
+
+def test_a_container_made_before_the_specification_went_wrong_stays(world: World) -> None:
+    world.spec, world.spec_problems = "spec-1 without uvm", ["/dev/nvidia-uvm is not in it"]
+    assert drift(world) == ""
+    world.spec, world.spec_problems = "spec-1", []
+    assert activate(world, OLD)["changed"] is False
+    assert world.changes == []
+
+
+def test_a_container_whose_folder_is_gone_on_the_host_is_named_and_started_again(world: World) -> None:
+    world.lost = "/output"
+    assert drift(world).startswith("with another ")
+    assert activate(world, OLD)["changed"] is True
+    assert world.changes == ["stop", "start"]
+    assert (drift(world), activate(world, OLD)["changed"]) == ("", False)
+
+
+def test_a_container_that_may_be_the_last_to_have_its_gpu_is_not_replaced(
+    world: World, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.spec = "spec-2"
+    monkeypatch.setattr(module.cdi_host, "driver_problem", lambda: "Reboot this host.")
+    assert drift(world) == ""
+    assert activate(world, OLD)["changed"] is False
+    assert world.changes == []
+
+
+def test_a_container_that_does_not_run_or_is_another_is_named(world: World) -> None:
+    world.made(NEW, "good")
+    assert drift(world) == f"of release {NEW}"
+    world.made(OLD, "good", running=False)
+    assert drift(world) == "ended with status 3"
+    world.made("", "good")
+    assert drift(world) == "not of this service"
+    world.container = None
+    assert drift(world) == "absent"
+    assert world.changes == []
+
+
+def test_what_an_earlier_number_left_is_named_and_handed_over(world: World) -> None:
+    world.earlier_files = True
+    assert drift(world) == "", "no release had another number"
+    set_image(world, NEW, "good", user_id=995)
+    assert drift(world) == "owner 995:995"
+    assert activate(world, OLD)["changed"] is True
+    assert world.changes == []
+    assert ("chown", "--no-dereference", "990:990") in {words[-5:-2] for words in world.calls}
+    assert (drift(world), activate(world, OLD)["changed"]) == ("", False)
+
+
+def test_a_release_with_another_number_gets_the_files_once_nobody_else_writes_to_them(world: World) -> None:
+    world.earlier_files = True
+    set_image(world, NEW, "good", user_id=995)
+    activate(world, NEW)
+    (given,) = (place for place, words in enumerate(world.calls) if "chown" in words)
+    assert [words[2] if words[0] == "find" else words[1] for words in world.calls[given - 1 : given + 2]] == [
+        "rm",
+        "/srv/comfyui/cache",
+        "run",
+    ]
+
+
+def test_files_that_cannot_be_handed_over_fail_the_run_and_no_start(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    world.earlier_files, world.may_chown = True, False
+    set_image(world, NEW, "good", user_id=995)
+    words = "giving user 990 the files that ComfyUI left under another number failed: chown: Operation not permitted"
+    assert words in error_of(world, lambda: activate(world, OLD))
+    world.container = None
+    world.guard.start()
+    assert world.image == "good"
+    assert words in capsys.readouterr().err
+
+
+def test_an_earlier_number_is_one_of_a_release(
+    world: World, module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in module.WRITABLE:
+        (tmp_path / "data" / name / "folder").mkdir(parents=True)
+    real = load_program(PATH).command
+    monkeypatch.setattr(module, "command", lambda *words: real(*words) if words[0] == "find" else world.command(*words))
+    mine = os.getuid()
+    set_image(world, OLD, "good", data_dir=str(tmp_path / "data"), user_id=mine + 1)
+    for stranger in (mine, 54321):  # who runs this, and who has no account
+        for name in module.WRITABLE:
+            os.chown(tmp_path / "data" / name / "folder", stranger, -1)
+        assert world.guard.drift(None) == []
+    for name in module.WRITABLE:
+        os.chown(tmp_path / "data" / name / "folder", mine, -1)
+    set_image(world, NEW, "good", user_id=mine)
+    (row,) = world.guard.drift(None)
+    assert (row["expected"], row["found"]) == (f"owner {mine + 1}:{mine + 1}", f"owner {mine}:{os.getgid()}")
+    assert world.guard.drift(mine) == []
+    # The folders are handed over as well, and the release to go back to can write to them.
+    handed = subprocess.run(
+        world.guard.earlier_files(str(tmp_path / "data"), mine + 1), capture_output=True, check=True
+    )
+    assert len(handed.stdout.split()) == 2 * len(module.WRITABLE)
+    # A stranger's file stays theirs in ComfyUI's group too, and a folder on another disk is one of the folders.
+    output = tmp_path / "data" / "output"
+    output.rename(tmp_path / "disk")
+    output.symlink_to(tmp_path / "disk")
+    os.chown(tmp_path / "disk" / "folder", 54321, mine)
+    find = world.guard.earlier_files(str(tmp_path / "data"), mine + 1, mindepth=1)
+    found = subprocess.run(find, capture_output=True, text=True, check=True).stdout
+    assert f"{output}/folder" not in found.split()
+    os.chown(tmp_path / "disk" / "folder", mine, mine)
+    found = subprocess.run(find, capture_output=True, text=True, check=True).stdout
+    assert f"{output}/folder" in found.split()
+
+
+def test_what_is_found_goes_to_the_output_as_json(
+    world: World, module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(module, "Guard", lambda: world.guard)
+    world.container = None
+    assert module.main(["drift"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["resource"], row["found"]) == ("container comfyui", "absent")
+
+
 # How releases change.
 
 
@@ -677,6 +836,22 @@ def test_a_release_whose_container_was_never_made_is_not_blamed(
     assert world.guard.releases.state()["bad"] == {}
 
 
+def test_a_full_disk_is_said_in_one_sentence_and_the_old_release_runs(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = world.guard.releases.point_at
+
+    def full(identity: str) -> None:
+        if identity == NEW:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/etc/comfyui/current.new")
+        real(identity)
+
+    monkeypatch.setattr(world.guard.releases, "point_at", full)
+    words = error_of(world, lambda: activate(world, NEW))
+    assert "No space left on device: '/etc/comfyui/current.new'" in words
+    assert (world.guard.releases.current, world.release, world.image) == (OLD, OLD, "good")
+
+
 def test_one_change_at_a_time(world: World, module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LOCK_WAIT_S", 0)
     with module.alone(0):
@@ -686,7 +861,19 @@ def test_one_change_at_a_time(world: World, module: ModuleType, monkeypatch: pyt
 
 
 # At each step the process may end: before and after each command, each rename, and the render.
-@pytest.mark.parametrize("step", range(1, 60))
+CHANGE_STEPS = 60
+RETURN_STEPS = 90
+
+
+def test_no_change_takes_more_steps_than_are_interrupted_below(world: World) -> None:
+    activate(world, NEW)
+    assert world.steps < CHANGE_STEPS
+    world.steps = 0
+    error_of(world, lambda: activate(world, BAD))
+    assert world.steps < RETURN_STEPS
+
+
+@pytest.mark.parametrize("step", range(1, CHANGE_STEPS))
 def test_an_interrupted_change_can_be_run_again(world: World, step: int) -> None:
     world.die_at = step
     try:
@@ -702,7 +889,7 @@ def test_an_interrupted_change_can_be_run_again(world: World, step: int) -> None
     assert world.guard.releases.state() == {"proved": [OLD, NEW], "bad": {}}
 
 
-@pytest.mark.parametrize("step", range(1, 90))
+@pytest.mark.parametrize("step", range(1, RETURN_STEPS))
 @pytest.mark.parametrize("then", ["run again", "leave it to the guard"])
 def test_an_interrupted_return_ends_with_what_worked(world: World, step: int, then: str) -> None:
     world.die_at = step
@@ -728,7 +915,9 @@ def test_going_back(world: World) -> None:
 
 
 def test_nothing_to_go_back_to_is_said(world: World) -> None:
-    assert "no release before the current one" in error_of(world, lambda: world.guard.rollback("", drain_s=0))
+    said = error_of(world, lambda: world.guard.rollback("", drain_s=0))
+    assert "no release before the current one" in said
+    assert "-e comfyui_service_rollback_to=ID" in said
     assert world.changes == []
 
 
@@ -793,6 +982,18 @@ def test_a_wrong_call_explains_itself(module: ModuleType, words: list[str], stat
     with pytest.raises(SystemExit) as caught:
         module.main(words)
     assert caught.value.code == status
+
+
+def test_who_may_not_is_told_so_without_a_traceback(
+    world: World, module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check() -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/run/comfyui")
+
+    monkeypatch.setattr(world.guard, "check", check)
+    monkeypatch.setattr(module, "Guard", lambda: world.guard)
+    assert module.main(["check"]) == 1
+    assert "Permission denied: '/run/comfyui'" in capsys.readouterr().err
 
 
 def test_an_error_is_one_line_and_one_result(

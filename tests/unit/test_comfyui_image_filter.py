@@ -149,6 +149,8 @@ def test_only_images_that_nothing_names_are_left_over() -> None:
 
 def test_a_login_is_not_shown() -> None:
     assert filters.without_login("https://me:secret@example.com/a/b.git") == "https://example.com/a/b.git"
+    assert filters.without_login("https://me:s@cret@example.com/a.git") == "https://example.com/a.git"
+    assert filters.without_login("{'a': 'https://example.com','b':'c@d'}") == "{'a': 'https://example.com','b':'c@d'}"
     assert filters.without_login("https://example.com/a@b.git") == "https://example.com/a@b.git"
     assert filters.without_login("git@example.com:a/b.git") == "git@example.com:a/b.git"
 
@@ -285,3 +287,34 @@ def test_a_failed_fetch_of_a_custom_node_names_it() -> None:
     assert "expected one of the custom node some-node. Set comfyui_custom_nodes" in sentence
     own = failure({"msg": "not our ref"}, "git", image(item={"repo": "x", "commit": "y", "dir": "source"}))
     assert "expected the one of ComfyUI 0.28.1. Set comfyui_source_commit" in own
+
+
+RECORD = "/etc/comfyui/images/x.json"
+
+
+def image_probe(image: str = "sha256:1", record: str | None = '{"image_id": "sha256:1"}', engine: int = 0) -> Any:
+    file = {"kind": "absent" if record is None else "file", "content": record}
+    commands = {"image": {"stdout": image and f"{image}\n"}, "engine": {"rc": engine}}
+    return {"files": {RECORD: file}, "commands": commands}
+
+
+@pytest.mark.parametrize(
+    ("probe", "fault"),
+    [
+        (image_probe(), ""),
+        (image_probe(image=""), "absent"),
+        (image_probe(record=None), "there, without its record"),
+        (image_probe(image="sha256:2"), "another one than its record says"),
+        (image_probe(record=""), "another one than its record says"),
+        (image_probe(record="[]"), "another one than its record says"),
+    ],
+)
+def test_an_image_is_right_where_its_record_speaks_of_it(probe: Any, fault: str) -> None:
+    assert filters.image_fault(probe, RECORD, dry=False) == fault
+    assert filters.image_fault(probe, RECORD, dry=True) == fault
+
+
+def test_a_dry_run_believes_the_record_where_no_engine_answers() -> None:
+    assert filters.image_fault(image_probe(image="", engine=1), RECORD, dry=True) == ""
+    assert filters.image_fault(image_probe(image="", engine=1), RECORD, dry=False) == "absent"
+    assert filters.image_fault(image_probe(image="", record=None, engine=127), RECORD, dry=True) == "absent"

@@ -42,6 +42,12 @@ def test_a_torn_release_is_one_sentence(releases: Releases) -> None:
         releases.load("aaa")
 
 
+def test_the_numbers_of_the_releases_are_known_but_of_a_torn_one(releases: Releases) -> None:
+    for name, text in (("aaa", '{"user_id": 990}'), ("bbb", '{"user_id": 995}'), ("ccc", "{")):
+        releases.path(name).write_text(text)
+    assert releases.user_ids() == {990, 995}
+
+
 def test_the_last_that_proved_itself_is_the_one_to_go_back_to(releases: Releases) -> None:
     for name in ("aaa", "bbb", "aaa"):
         releases.point_at(name)

@@ -80,3 +80,32 @@ def test_pairs_that_fail_and_gpu_flags_without_one_are_refused() -> None:
 def test_flags_come_by_machine_and_version_as_delivered(kind: str, version: str, flags: list[str]) -> None:
     site = yaml.safe_load((ROOT / "inventory/group_vars/all/comfyui.yml").read_text())
     assert filters.flags_of_machine(site["comfyui_machine_flags"], kind, version) == flags
+
+
+def test_environment_variables_of_libraries_are_welcome() -> None:
+    assert filters.environment_problems({"TORCHINDUCTOR_CUDAGRAPHS": "1", "_x2": ""}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("HOME", "/root", ["HOME", "image", "Take it out"]),
+        ("NVIDIA_VISIBLE_DEVICES", "all", ["NVIDIA_VISIBLE_DEVICES", "NVIDIA runtime", "Take it out"]),
+        ("A=B", "c", ["'A=B'", "letters, digits and _", "Correct it"]),
+        (1, "c", ["1", "letters, digits and _"]),
+        ("SIZE", 1, ["SIZE: 1", "expected a text", "in quotes"]),
+        ("TEXT", "a\nb", ["TEXT", "line break"]),
+    ],
+)
+def test_environment_variables_that_cannot_be_meant_are_refused(name: Any, value: Any, words: list[str]) -> None:
+    (problem,) = filters.environment_problems({name: value})
+    assert all(word in problem for word in words), problem
+
+
+def test_every_variable_that_the_image_sets_is_refused() -> None:
+    dockerfile = (ROOT / "templates/Dockerfile.j2").read_text()
+    _, _, rest = dockerfile.partition("\nENV ")
+    lines = rest.partition("\nUSER ")[0].replace("\\\n", " ").split()
+    names = [word.partition("=")[0] for word in lines]
+    assert len(names) >= 7
+    assert [name for name in names if not filters.environment_problems({name: "x"})] == []

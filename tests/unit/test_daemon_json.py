@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from daemon_json import (
+    KINDS,
     DaemonJsonError,
     changed_paths,
+    drift,
     environment_files,
     flag_keys,
     flag_value,
@@ -74,7 +76,15 @@ SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False,
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(NAMES, inner, max_size=4), max_leaves=12
 )
-CONFIGS = st.dictionaries(NAMES, VALUES, max_size=6)
+
+
+def of_right_kinds(config: dict[str, Any]) -> dict[str, Any]:
+    """The same without what no dockerd starts with."""
+    kinds = {key: kind for key, kind, _ in KINDS}
+    return {key: value for key, value in config.items() if value is None or isinstance(value, kinds.get(key, object))}
+
+
+CONFIGS = st.dictionaries(NAMES, VALUES, max_size=6).map(of_right_kinds)
 TAKEN = st.sets(NAMES, max_size=4)
 
 
@@ -263,6 +273,9 @@ def test_a_file_with_a_stray_word_is_refused_with_its_line(config: dict[str, Any
         ("[]", "found a list, expected an object"),
         ('{"debug": true, "debug": false}', "'debug' is given twice"),
         ('{"mtu": NaN}', "NaN is not JSON"),
+        ('{"features": ["cdi"]}', r'features is \["cdi"\], expected an object'),
+        ('{"runtimes": "nvidia"}', 'runtimes is "nvidia", expected an object'),
+        ('{"registry-mirrors": "https://m"}', 'registry-mirrors is "https://m", expected a list'),
     ],
 )
 def test_a_broken_file_is_refused_with_its_place(text: str, message: str) -> None:
@@ -345,6 +358,61 @@ def test_on_dgx_os_nothing_is_written_that_stops_dockerd() -> None:
     assert planned.changed_keys == ["live-restore"]
 
 
+OURS = {
+    "live-restore": True,
+    "log-driver": "json-file",
+    "log-opts": {"max-file": "3", "max-size": "10m"},
+    "features": {"cdi": True},
+}
+LOG_OPTS = ["log-opts.max-file", "log-opts.max-size"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "gone"),
+    [
+        (["--live-restore"], ["live-restore"]),
+        (["--log-opt", "max-size=1m"], LOG_OPTS),
+        (["--feature", "cdi=true"], ["features.cdi"]),
+        # The options of one driver stop dockerd under another, and --validate does not see it.
+        (["--log-driver=journald"], ["log-driver", *LOG_OPTS]),
+        (["--log-driver=json-file"], ["log-driver"]),
+        (["--debug"], []),
+    ],
+)
+def test_what_a_flag_passes_by_now_is_taken_back(flags: list[str], gone: list[str]) -> None:
+    first = plan('{"default-cgroupns-mode": "host"}', OURS, DGX_ARGV)
+    planned = plan(first.text or "", OURS, [*DGX_ARGV, *flags], original={"default-cgroupns-mode": "host"})
+    assert planned.changed_keys == gone
+    assert set(planned.config) == set(first.config) - {name.partition(".")[0] for name in gone}
+    again = plan(planned.text or first.text or "", OURS, [*DGX_ARGV, *flags], original={})
+    assert again.text is None
+
+
+def test_what_was_there_before_us_is_not_taken_back() -> None:
+    text = json.dumps(OURS)
+    argv = ["dockerd", "--live-restore", "--log-opt", "max-size=1m"]
+    assert plan(text, OURS, argv, original=OURS).text is None
+    assert plan(text, OURS, argv).text is None  # nobody knows yet what was
+    planned = plan(text, OURS, argv, original={"log-opts": {"max-size": "10m"}})
+    assert planned.changed_keys == ["live-restore", "log-opts.max-file"]
+    assert planned.config["log-opts"] == {"max-size": "10m"}
+
+
+def test_a_log_driver_that_somebody_chose_since_stays_and_the_options_of_ours_go() -> None:
+    planned = plan(json.dumps({**OURS, "log-driver": "journald"}), OURS, [], original={})
+    assert planned.changed_keys == LOG_OPTS
+    assert planned.config["log-driver"] == "journald"
+
+
+def test_a_log_driver_that_is_no_name_is_not_respected() -> None:
+    text = plan('{"log-driver": {"y": 2}}', {"log-driver": {"x": 1}}, [], original={"log-driver": {"y": 2}}).text or ""
+    assert plan(text, {"log-driver": {"x": 1}}, [], original={}).text is None
+
+
+def test_a_host_that_joined_a_swarm_loses_the_live_restore_of_ours() -> None:
+    assert plan(json.dumps(OURS), OURS, [], original={}, swarm=True).changed_keys == ["live-restore"]
+
+
 @pytest.mark.parametrize(
     ("text", "argv"), [('{"log-driver": "journald"}', []), ("{}", ["dockerd", "--log-driver=journald"])]
 )
@@ -420,9 +488,33 @@ def test_a_mirror_that_is_missing_is_named() -> None:
     assert not_in_force({"registry-mirrors": ["https://m.example.com"]}, {}) == ["registry-mirrors"]
 
 
+def test_the_table_has_what_was_found_without_its_secrets() -> None:
+    before = {
+        "proxies": {"http-proxy": "http://user:pw-1@p@proxy.example.com:3128"},
+        "log-opts": {"splunk-token": "pw-2", "max-size": "1m"},
+        "debug": True,
+        "runtimes": {"x": {"options": {"Password": "pw-3"}}},
+    }
+    wanted = {
+        "proxies": {"http-proxy": "http://other:pw-4@proxy.example.com:3128"},
+        "log-opts": {"splunk-token": "pw-5", "max-size": "10m"},
+        "live-restore": True,
+    }
+    rows = drift("/f", before, plan(json.dumps(before), wanted, [], ["debug", "runtimes.x"]))
+    assert {row["resource"].removeprefix("/f: "): (row["expected"], row["found"]) for row in rows} == {
+        "proxies.http-proxy": ('"http://***@proxy.example.com:3128"', '"http://***@proxy.example.com:3128"'),
+        "log-opts.splunk-token": ('"***"', '"***"'),
+        "log-opts.max-size": ('"10m"', '"1m"'),
+        "live-restore": ("true", "absent"),
+        "debug": ("absent", "true"),
+        "runtimes.x": ("absent", '{"options": {"Password": "***"}}'),
+    }
+
+
 def test_passwords_do_not_reach_a_diff() -> None:
     text = '{"proxies": {"http-proxy": "http://user:secret@proxy.example.com:3128"}}'
     assert mask_credentials(text) == '{"proxies": {"http-proxy": "http://***@proxy.example.com:3128"}}'
+    assert mask_credentials("['http://here','x@y']") == "['http://here','x@y']"
 
 
 @pytest.mark.parametrize(

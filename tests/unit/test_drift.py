@@ -79,6 +79,8 @@ def test_what_was_seen_first_stands() -> None:
         ("ansible.builtin.apt", {"name": "b", "state": "absent"}, {}, [("package b", "absent", "2")]),
         ("ansible.builtin.apt", {"update_cache": True}, {}, []),
         ("ansible.builtin.dpkg_selections", {"name": "a", "selection": "hold"}, {}, [("hold of a", "hold", "none")]),
+        ("ansible.builtin.dpkg_selections", {"name": "b", "selection": "hold"}, {}, []),  # our own installation took it
+        ("ansible.builtin.dpkg_selections", {"name": "c", "selection": "hold"}, {}, []),  # nothing was there to hold
         (
             "ansible.builtin.systemd_service",
             {"name": "u.service", "state": "started", "enabled": True},
@@ -87,13 +89,14 @@ def test_what_was_seen_first_stands() -> None:
         ),
         ("ansible.builtin.systemd_service", {"name": "u.service", "state": "restarted"}, {}, []),
         ("ansible.builtin.systemd_service", {"daemon_reload": True}, {}, []),
-        ("ansible.builtin.user", {"name": "c", "uid": 990}, {}, [("user c", "number 990", "other")]),
-        ("ansible.builtin.group", {"name": "c", "gid": 990}, {}, [("group c", "number 990", "other")]),
+        ("ansible.builtin.user", {"name": "c", "uid": 990}, {}, [("user c", "number 990", "number 995")]),
+        ("ansible.builtin.user", {"name": "d", "uid": 990}, {}, [("user d", "number 990", "other")]),
+        ("ansible.builtin.group", {"name": "c", "gid": 990}, {}, [("group c", "number 990", "absent")]),
         (
             "docker_daemon_json",
             {"path": "/etc/docker/daemon.json"},
-            {"changed_keys": ["live-restore"]},
-            [("/etc/docker/daemon.json: live-restore", "as configured", "other")],
+            {"drift": [{"resource": "/etc/docker/daemon.json: debug", "expected": "false", "found": "true"}]},
+            [("/etc/docker/daemon.json: debug", "false", "true")],
         ),
         ("docker_daemon_json", {"path": "/etc/docker/daemon.json", "state": "reloaded"}, {}, []),
         (
@@ -110,15 +113,64 @@ def test_each_module_names_what_it_keeps(
     action: str, arguments: dict[str, Any], result: dict[str, Any], rows: list[tuple[str, str, str]]
 ) -> None:
     known = seen(
-        packages={"a": {"version": "1"}, "b": {"version": "2"}, "c": {"version": ""}},
+        packages={
+            "a": {"version": "1", "held": False},
+            "b": {"version": "2", "held": True},
+            "c": {"version": "", "held": False},
+        },
         units={"u.service": {"active": "failed", "file_state": "disabled"}},
+    )
+    asked = {"user": ["getent", "passwd", "c"], "group": ["getent", "group", "c"], "os": ["uname"]}
+    known.add(
+        {"commands": {"user": {"stdout": "c:x:995:995::/:/bin/sh\n"}, "group": {"stdout": ""}, "os": {"stdout": "L"}}},
+        asked,
     )
     found = drift.rows_of(action, arguments, result, known, "repaired")
     assert [(row.resource, row.expected, row.found) for row in found] == rows
 
 
+def test_a_key_that_a_reload_does_not_reach_waits_for_a_restart() -> None:
+    known, key = seen(), "/etc/docker/daemon.json: {}".format
+    arguments = {"path": "/etc/docker/daemon.json", "keys": {}}
+    told = [{"resource": key(name), "expected": "1", "found": "2"} for name in ("a", "b")]
+    result = {"drift": told, "apply": "restart", "restart_keys": ["b"]}
+    rows = drift.rows_of("docker_daemon_json", arguments, result, known, "repaired")
+    assert [(row.resource, row.outcome) for row in rows] == [(key("a"), "repaired"), (key("b"), drift.WAITS)]
+    rows = drift.rows_of("docker_daemon_json", arguments, result, known, "to be repaired")
+    assert {row.outcome for row in rows} == {"to be repaired"}
+
+
+@pytest.mark.parametrize(("apply", "outcome"), [("reload", "repaired"), ("restart", drift.WAITS)])
+def test_an_engine_that_runs_without_the_file_is_a_row_where_no_key_is_one(apply: str, outcome: str) -> None:
+    known, arguments = seen(), {"path": "/f"}
+    result = {"drift": [], "apply": apply, "restart_keys": []}
+    row = drift.Row("Docker engine", "/f in force", f"without it before a {apply}", outcome)
+    assert drift.rows_of("docker_daemon_json", arguments, result, known, "repaired") == [row]
+    keys = {**result, "drift": [{"resource": "/f: a", "expected": "1", "found": "2"}]}
+    drift.rows_of("docker_daemon_json", arguments, keys, known, "repaired")
+    assert drift.rows_of("docker_daemon_json", arguments, result, known, "repaired") == []
+    restarted = {**result, "apply": "restart"}
+    assert drift.rows_of("docker_daemon_json", {**arguments, "state": "restarted"}, restarted, seen(), "repaired") == []
+
+
+def test_no_login_of_an_address_is_in_the_table() -> None:
+    told = {"resource": "image i", "expected": "from https://me:p@ss@git.example.com/a.git at abc", "found": "absent"}
+    (row,) = drift.rows_of("drifted", {}, {"drift": [told]}, seen(), "repaired")
+    assert row.expected == "from https://***@git.example.com/a.git at abc"
+
+
+def test_a_long_value_makes_no_other_row_wide() -> None:
+    long = drift.Row("image dgx-comfyui:1", "from a commit and a base, " * 8, "absent", "repaired")
+    lines = drift.table([long, drift.Row("/srv/x", "", "file", "repaired")])
+    assert max(map(len, lines)) < 100
+    begin, end = lines[0].index("expected"), lines[0].index("found")
+    said = " ".join(line[begin:end].strip() for line in lines[1:-1])
+    assert said == long.expected.strip()
+    assert lines[-1].split() == ["/srv/x", "file", "repaired"]
+
+
 def run(
-    folder: Path, *options: str, name: str = "site.yml", roles: Sequence[str] = ()
+    folder: Path, *options: str, name: str = "site.yml", roles: Sequence[str] = (), **more: str
 ) -> tuple[int, str, list[dict[str, str]] | None]:
     """A run on this machine of these roles, or of two files, one of them right; its status, words and rows."""
     (folder / "right").write_text("right")
@@ -137,7 +189,7 @@ def run(
     (folder / name).write_text(yaml.safe_dump([play]))
     done = subprocess.run(
         [sys.executable, "-m", "ansible", "playbook", "-i", "one,", str(folder / name), *options],
-        env=environment(DRIFT_FOLDER=str(folder / "artifacts"), ANSIBLE_ROLES_PATH=str(folder / "roles")),
+        env=environment(DRIFT_FOLDER=str(folder / "artifacts"), ANSIBLE_ROLES_PATH=str(folder / "roles"), **more),
         capture_output=True,
         text=True,
         check=False,
@@ -166,6 +218,15 @@ def test_what_could_not_be_repaired_is_said(tmp_path: Path) -> None:
     assert (rows[-1]["resource"], rows[-1]["outcome"]) == ("/proc/nowhere", "not repaired")
 
 
+def test_of_a_host_that_was_not_compared_nothing_is_said(tmp_path: Path) -> None:
+    run(tmp_path)
+    status, said, rows = run(tmp_path, "-e", "ansible_connection=ssh ansible_port=9 ansible_host=127.0.0.1")
+    assert (status, rows) == (4, None)
+    assert "Nothing had drifted." not in said
+    words = "Nothing was found before the run failed on this host; there may be more."
+    assert words in said.rpartition("DRIFT [one]")[2]
+
+
 @pytest.mark.parametrize(("broken", "outcome"), [(False, "repaired"), (True, "not repaired")])
 def test_what_was_named_is_repaired_where_its_role_did_not_fail(tmp_path: Path, broken: bool, outcome: str) -> None:
     row = {"resource": "image i", "expected": "there", "found": "absent"}
@@ -184,6 +245,37 @@ def test_what_was_named_is_repaired_where_its_role_did_not_fail(tmp_path: Path, 
     status, said, rows = run(tmp_path, "--check", roles=["ours"])
     assert (status, rows) == (0, [{**row, "outcome": "to be repaired"}])
     assert "changed=1" in said
+
+
+@pytest.mark.parametrize(("restarts", "outcome"), [(True, "repaired"), (False, drift.WAITS)])
+def test_what_waits_for_a_restart_is_repaired_by_one(tmp_path: Path, restarts: bool, outcome: str) -> None:
+    key = {"resource": "/f: a", "expected": "1", "found": "2"}
+    answer = {"changed": True, "drift": [key], "apply": "restart", "restart_keys": ["a"]}
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library/docker_daemon_json.py").write_text(f"#!/usr/bin/python\nprint({json.dumps(answer)!r})\n")
+    tasks = [{"docker_daemon_json": {"path": "/f"}}, {"docker_daemon_json": {"path": "/f", "state": "restarted"}}]
+    folder = tmp_path / "roles/engine/tasks"
+    folder.mkdir(parents=True)
+    (folder / "main.yml").write_text(yaml.safe_dump(tasks if restarts else tasks[:1]))
+    status, _, rows = run(tmp_path, roles=["engine"], ANSIBLE_LIBRARY=str(tmp_path / "library"))
+    assert (status, rows) == (0, [{**key, "outcome": outcome}])
+
+
+def test_a_key_that_was_put_back_is_not_repaired(tmp_path: Path) -> None:
+    key = {"resource": "/f: a", "expected": "1", "found": "2"}
+    answer = {"changed": True, "drift": [key], "apply": "reload", "restart_keys": []}
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library/docker_daemon_json.py").write_text(
+        "#!/usr/bin/python\nimport json, sys\n"
+        "failed = 'reloaded' in open(sys.argv[1]).read()\n"
+        f"print(json.dumps({{'failed': True, 'msg': 'put back'}}) if failed else {json.dumps(answer)!r})\n"
+    )
+    tasks = [{"docker_daemon_json": {"path": "/f"}}, {"docker_daemon_json": {"path": "/f", "state": "reloaded"}}]
+    folder = tmp_path / "roles/engine/tasks"
+    folder.mkdir(parents=True)
+    (folder / "main.yml").write_text(yaml.safe_dump(tasks))
+    status, _, rows = run(tmp_path, roles=["engine"], ANSIBLE_LIBRARY=str(tmp_path / "library"))
+    assert (status, rows) == (2, [{**key, "outcome": "not repaired"}])
 
 
 def test_another_playbook_is_left_alone(tmp_path: Path) -> None:

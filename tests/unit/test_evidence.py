@@ -185,15 +185,15 @@ def play(
     folder: Path, tasks: list[dict[str, Any]], hosts: dict[str, dict[str, Any]]
 ) -> subprocess.CompletedProcess[str]:
     """Run tasks as site.yml runs its own: in a block with its last task and its rescue."""
-    site = yaml.safe_load((ROOT / "playbooks/site.yml").read_text())[0]["tasks"][-1]
+    site = yaml.safe_load((ROOT / "playbooks/tasks/provision.yml").read_text())[-1]
     (rescue,) = site["rescue"]
-    rescue["ansible.builtin.import_tasks"] = str(ROOT / "playbooks" / rescue["ansible.builtin.import_tasks"])
+    rescue["ansible.builtin.import_tasks"] = str(ROOT / "playbooks/tasks" / rescue["ansible.builtin.import_tasks"])
+    rescue["vars"]["evidence_dir"] = "{{ playbook_dir }}/artifacts/{{ inventory_hostname }}"
     local = {"ansible_connection": "local", "ansible_python_interpreter": sys.executable}
     inventory = {"all": {"hosts": {name: {**local, **variables} for name, variables in hosts.items()}}}
     play = {
         "hosts": "all",
         "gather_facts": False,
-        "vars": {"evidence_dir": "{{ playbook_dir }}/artifacts/{{ inventory_hostname }}"},
         "tasks": [{"block": [*tasks, site["block"][-1]], "rescue": [rescue]}],
         "handlers": [{"name": "broken", "ansible.builtin.command": "ls /nowhere", "changed_when": False}],
     }

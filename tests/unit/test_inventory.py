@@ -66,30 +66,31 @@ def test_every_required_input_is_wired(role: str) -> None:
 
 
 def test_the_preflight_of_every_role_runs_first() -> None:
-    (play,) = yaml.safe_load((ROOT / "playbooks/site.yml").read_text())
-    (*refusals, _, provision) = play["tasks"]
+    (*refusals, _, provision) = yaml.safe_load((ROOT / "playbooks/tasks/provision.yml").read_text())
     first, *others = [task["ansible.builtin.import_role"] for task in refusals]
     assert first["name"] == "preflight"
-    early = {"name": "nvidia_container_toolkit", "tasks_from": "early"}
-    assert others.pop() == early  # the first that asks the host: all the others must have had their say
+    # Those ask the host: all the others must have had their say.
+    assert [role["name"] for role in others[-3:]] == ["nvidia_container_toolkit", "comfyui_image", "model_store"]
+    assert {role["tasks_from"] for role in others[-3:]} == {"early"}
+    del others[-3:]
     assert {role["tasks_from"] for role in others} == {"preflight"}
     assert sorted(role["name"] for role in others) == sorted(path.parts[-3] for path in PREFLIGHTS)
     assert set(provision) >= {"block", "rescue"}
 
 
 def test_images_go_after_the_service_has_forgotten_the_releases_that_named_them() -> None:
-    (play,) = yaml.safe_load((ROOT / "playbooks/site.yml").read_text())
-    roles = [task.get("ansible.builtin.import_role", {}) for task in play["tasks"][-1]["block"]]
+    tasks = yaml.safe_load((ROOT / "playbooks/tasks/provision.yml").read_text())
+    roles = [task.get("ansible.builtin.import_role", {}) for task in tasks[-1]["block"]]
     prune = roles.index({"name": "comfyui_image", "tasks_from": "prune"})
     assert roles.index({"name": "comfyui_service"}) < prune
     # The role itself comes before the service, and keeps what the host may have to go back to.
     assert "prune" not in (ROOT / "roles/comfyui_image/tasks/main.yml").read_text()
 
 
-@pytest.mark.parametrize("name", ["rollback", "site", "teardown"])
+@pytest.mark.parametrize("name", ["rollback", "tasks/provision", "teardown"])
 def test_what_changes_a_host_has_claimed_it_and_lets_go_of_it(name: str) -> None:
-    (play,) = yaml.safe_load((ROOT / f"playbooks/{name}.yml").read_text())
-    claim, change = play["tasks"][-2:]
+    document = yaml.safe_load((ROOT / f"playbooks/{name}.yml").read_text())
+    claim, change = document[-2:] if name.startswith("tasks") else document[0]["tasks"][-2:]
     assert "host_claim" in claim
     assert [task["host_claim"] for task in change["always"]] == [{"state": "released"}]
 
@@ -132,6 +133,30 @@ def test_a_warning_is_printed_once(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("GHSA-53g8-45wq-pcv8") == 1
+
+
+def test_what_an_ngc_base_needs_is_asked_for_from_a_mirror_too(tmp_path: Path) -> None:
+    digest = f"sha256:{'a' * 64}"
+    bases = {
+        "ngc": f"nvcr.io/nvidia/pytorch:26.09-py3@{digest}",
+        "mirror": f"127.0.0.1:5000/nvidia/pytorch:26.09-py3@{digest}",
+        "standin": f"upstreams.test:5000/standin/pytorch:85580e8e1f55@{digest}",
+    }
+    hosts = {name: {"ansible_connection": "local", "comfyui_base_image": base} for name, base in bases.items()}
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"dgx": {"hosts": hosts}}))
+    (tmp_path / "group_vars").symlink_to(ROOT / "inventory/group_vars")
+    names = ["preflight_driver_minimum", "preflight_capability_minimum", "preflight_image_needed_b"]
+    shown = f"{{{{ [{', '.join(names)}] | join('/') }}}}"
+    done = subprocess.run(
+        ["ansible", "dgx", "--inventory", "hosts.yml", "--module-name", "debug", "--args", json.dumps({"msg": shown})],
+        cwd=tmp_path,
+        env=playbook_runs.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    found = dict(re.findall(r"^(\w+) \| SUCCESS =>\s+msg: (.*)$", done.stdout, re.MULTILINE))
+    assert found == {"ngc": "580/7.5/45000000000", "mirror": "580/7.5/45000000000", "standin": "//6000000000"}
 
 
 def test_the_models_as_delivered_are_in_the_catalogue() -> None:

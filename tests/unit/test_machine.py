@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from machine import detect, dgx_os_version, driver_faults, parse_release, parse_versions
+from role_rules import Rules
 
 ROLE = Path(__file__).parents[2] / "roles" / "preflight"
 KINDS: dict[str, Any] = yaml.safe_load((ROLE / "vars/main.yml").read_text())["__preflight_machines"]
@@ -60,6 +63,7 @@ def test_nothing_in_the_file_is_run() -> None:
 def test_a_serial_number_never_comes_out(text: str, serial: str) -> None:
     found = parse_release(f"{text}\nDGX_SERIAL_NUMBER={serial}\nDGX_BASEBOARD_SERIAL='{serial}'\n")
     assert not any("SERIAL" in key for key in found)
+    assert found == parse_release(text)
 
 
 @pytest.mark.parametrize(
@@ -173,3 +177,33 @@ def test_a_hold_elsewhere_is_the_operators() -> None:
 def test_only_installed_packages_count() -> None:
     listing = "a\t1:2.0-1\tii \nb\t2.0\thi \nc\t2.0\trc \nd\t\tun \n\n"
     assert parse_versions(listing) == {"a": "1:2.0-1", "b": "2.0"}
+
+
+def test_a_kernels_module_is_seen_under_either_name(tmp_path: Path) -> None:
+    boot = tmp_path / "boot"
+    boot.mkdir()
+    (tmp_path / "uname").write_text("#!/bin/sh\necho 6.12-debian\n")
+    (tmp_path / "modinfo").write_text(
+        "#!/bin/sh\n# -k KERNEL -F FIELD NAME\n"
+        'case "$2 $5" in "6.17-dgx nvidia" | "6.12-debian nvidia-current") echo 580.159.03 ;; *) exit 1 ;; esac\n'
+    )
+    for name in ("uname", "modinfo"):
+        (tmp_path / name).chmod(0o755)
+    rules = Rules("preflight")
+    (look, *_) = rules.read("tasks/probe.yml")
+    commands = look["host_probe"]["commands"]
+
+    def said(name: str) -> str:
+        argv = [word.replace("/boot", str(boot)) for word in rules.templar(**look["vars"]).template(commands[name])]
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        return subprocess.run(argv, env={"PATH": path}, capture_output=True, text=True, check=True).stdout
+
+    assert said("driver_on_disk") == "580.159.03\n"
+    assert said("kernels") == ""
+    for kernel in ("6.17-dgx", "6.12-debian", "6.8-bare", "6.17-dgx.old"):
+        (boot / f"vmlinuz-{kernel}").touch()
+    assert [line.split() for line in said("kernels").splitlines()] == [
+        ["6.12-debian", "580.159.03"],
+        ["6.17-dgx", "580.159.03"],
+        ["6.8-bare"],
+    ]

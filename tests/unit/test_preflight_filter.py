@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from programs import load_program
+from role_rules import Rules
 
 PATH = Path(__file__).parents[2] / "plugins" / "filter" / "preflight.py"
 
@@ -35,6 +36,28 @@ def test_two_filesystems_are_two(preflight: ModuleType) -> None:
 
 def test_what_needs_nothing_is_not_asked_for_more(preflight: ModuleType) -> None:
     assert preflight.disks([need("/srv", "nonsense", 0)]) == []
+
+
+@pytest.mark.parametrize(
+    ("unfinished", "interrupted", "locks", "found"),
+    [
+        ("", "", (0, ""), ""),
+        ("libx\tiF \n", "", (0, ""), "libx (iF); expected all installed and configured"),
+        ("", "0001\n", (0, ""), "dpkg interrupted; expected all installed and configured"),
+        ("libx\tiF \n", "0001\n", (0, "12\t/var/lib/dpkg/lock\tapt\n"), ""),
+        ("libx\tiF \n", "0001\n", (1, ""), ""),
+    ],
+    ids=["whole", "half configured", "interrupted", "under way", "not to be seen"],
+)
+def test_packages_that_are_not_done_are_refused_with_the_command(
+    preflight: ModuleType, unfinished: str, interrupted: str, locks: tuple[int, str], found: str
+) -> None:
+    said = {"unfinished": (0, unfinished), "interrupted": (0, interrupted), "locks": locks}
+    words = preflight.packages_problem(
+        {name: dict(zip(("rc", "stdout"), pair, strict=True)) for name, pair in said.items()}
+    )
+    assert found in words
+    assert ("sudo dpkg --configure -a" in words) == bool(words) == bool(found)
 
 
 def test_a_machine_is_described_from_what_the_probe_read(preflight: ModuleType) -> None:
@@ -91,3 +114,64 @@ def test_only_the_gpus_of_the_request_count(preflight: ModuleType, request_text:
 def test_a_gpu_that_says_no_capability_or_is_not_listed_is_passed_over(preflight: ModuleType) -> None:
     assert preflight.capabilities("all", ["NVIDIA GB10, 580.95.05, 12.1", "NVIDIA X, 580, [N/A]"], "") == ["12.1"]
     assert preflight.capabilities("0", GPU_LINES[:1], "") == ["10.3"]
+
+
+LOGIN = "comfyui:x:1001:1001:Somebody:/home/comfyui:/bin/bash"
+NOTHING, FOLDER = {"kind": "absent"}, {"kind": "dir"}
+
+
+def test_an_account_that_is_somebodys_login_is_refused(preflight: ModuleType) -> None:
+    problem = preflight.account_problem(f"{LOGIN}\n", [NOTHING, NOTHING])
+    assert "is somebody's login, with the shell /bin/bash; expected none of that name" in problem
+    assert "usermod --shell /usr/sbin/nologin comfyui" in problem
+    assert "/bin/sh" in preflight.account_problem("comfyui:x:1:1::/:", [NOTHING])
+
+
+@pytest.mark.parametrize(
+    ("account", "remains"),
+    [
+        ("", [NOTHING]),
+        ("comfyui:x:990:990::/srv/comfyui:/usr/sbin/nologin", [NOTHING]),
+        ("comfyui:x:990:990::/srv/comfyui:/bin/false", [NOTHING]),
+        (LOGIN, [NOTHING, FOLDER]),  # ours, and its shell is drift
+    ],
+)
+def test_an_account_that_is_to_be_the_services_is_welcome(
+    preflight: ModuleType, account: str, remains: list[dict[str, str]]
+) -> None:
+    assert preflight.account_problem(account, remains) == ""
+
+
+def test_the_number_of_a_strangers_group_is_not_changed(preflight: ModuleType) -> None:
+    problem = preflight.group_problem("comfyui:x:1005:alice\n", 990, [NOTHING, NOTHING])
+    assert "The group comfyui has the number 1005 on this host, expected 990" in problem
+    assert "comfyui_user_id: 1005, or give that group another name: groupmod --new-name NAME comfyui" in problem
+
+
+@pytest.mark.parametrize(
+    ("group", "remains"),
+    [
+        ("", [NOTHING]),
+        ("comfyui:x:990:", [NOTHING]),
+        ("comfyui:x:1005:", [NOTHING, FOLDER]),  # ours, and its number is drift
+    ],
+)
+def test_a_group_that_is_to_be_the_services_is_welcome(
+    preflight: ModuleType, group: str, remains: list[dict[str, str]]
+) -> None:
+    assert preflight.group_problem(group, 990, remains) == ""
+
+
+def test_a_disk_that_does_not_answer_is_named() -> None:
+    needs = [{"dir": "/srv/comfyui", "df": ""}, {"dir": "/etc/comfyui", "df": "Filesystem Avail\n/dev/sda1 5\n"}]
+    rules = Rules("preflight", __preflight_needs=needs)
+    rule, *_ = rules.read("tasks/room.yml")
+    templar = rules.templar(**rule["vars"])
+    assert not templar.evaluate_conditional(rule["ansible.builtin.assert"]["that"])
+    said = templar.template(rule["ansible.builtin.assert"]["fail_msg"])
+    assert (
+        "df says nothing of /srv/comfyui on this host, expected the free space there. findmnt -T /srv/comfyui" in said
+    )
+    needs[0]["df"] = needs[1]["df"]
+    whole = Rules("preflight", __preflight_needs=needs).templar(**rule["vars"])
+    assert whole.evaluate_conditional(rule["ansible.builtin.assert"]["that"])

@@ -134,6 +134,7 @@ def parameters(path: Path | str, **more: Any) -> dict[str, Any]:
         "path": str(path),
         "record": str(Path(path).parent / "record.json"),
         "build_args": {},
+        "contexts": {},
         "secrets": [],
         **more,
     }
@@ -153,6 +154,11 @@ def test_no_value_of_a_secret_or_an_argument_is_in_the_command() -> None:
     assert argv[argv.index("--build-arg") + 1] == "https_proxy"
 
 
+def test_a_folder_of_the_host_takes_the_place_of_a_stage() -> None:
+    argv, _ = image.build_command(parameters("/b", contexts={"wheels": "/srv/with blanks"}))
+    assert argv[argv.index("--build-context") + 1] == "wheels=/srv/with blanks"
+
+
 # The module as a whole, with a program called docker that answers as it is told.
 
 INSPECTED = [{"Id": "sha256:11", "Architecture": "arm64", "Size": 3_000_000, "Config": {"Labels": {"a": "b"}}}]
@@ -168,9 +174,10 @@ case "$*" in
   "image inspect --format"*) test -e built && echo sha256:11 ;;
   "image inspect"*) echo '{json.dumps(INSPECTED)}' ;;
   "image history"*) echo '{HISTORY.strip()}' ;;
-  "container create"*) echo 77 ;;
-  "container cp 77:/opt/comfyui/contents.json"*) echo '[{{"name": "einops"}}]' > "$4" ;;
-  "container cp 77:/opt/comfyui/requirements.txt"*) echo "einops==1" > "$4" ;;
+  "container ls"*) test -e left && echo 77 || true ;;
+  "container create --name {image.READER} "*) echo 77 ;;
+  "container cp {image.READER}:/opt/comfyui/contents.json"*) echo '[{{"name": "einops"}}]' > "$4" ;;
+  "container cp {image.READER}:/opt/comfyui/requirements.txt"*) echo "einops==1" > "$4" ;;
   "buildx build"*) cat said; test -e fails && exit 1; test -e elsewhere || touch built ;;
 esac
 """
@@ -245,7 +252,14 @@ def test_an_image_gets_a_record_and_its_lock(docker: Path) -> None:
     assert (record["reference"], record["architecture"], record["labels"]) == ("dgx-comfyui:1-0", "arm64", {"a": "b"})
     assert path.with_suffix(".txt").read_text() == "einops==1\n"
     assert sorted(one.name for one in path.parent.iterdir()) == ["1-0.json", "1-0.txt"]
-    assert (docker / "calls").read_text().splitlines()[-1] == "container rm 77"
+    assert (docker / "calls").read_text().splitlines()[-1] == f"container rm {image.READER}"
+    assert (docker / "calls").read_text().count("container rm") == 1
+
+
+def test_a_container_that_an_interrupted_run_left_goes(docker: Path) -> None:
+    (docker / "left").touch()
+    call(docker)
+    assert (docker / "calls").read_text().count(f"container rm {image.READER}") == 2
 
 
 def test_an_image_that_lost_its_record_gets_it_again(docker: Path) -> None:

@@ -68,6 +68,11 @@ def test_every_scenario_has_tests() -> None:
         assert list(folder.glob("test_*.py")), f"molecule/{name} has no test"
 
 
+def test_what_does_not_gate_a_change_is_a_scenario_with_a_reason() -> None:
+    assert set(scenarios.found()) - set(scenarios.found(full=False)) == set(scenarios.FULL_ONLY)
+    assert all(scenarios.FULL_ONLY.values())
+
+
 def test_every_budget_is_a_scenarios() -> None:
     assert set(scenarios.BUDGETS_MIN) <= set(scenarios.found())
 
@@ -88,13 +93,12 @@ def test_no_step_of_a_scenario_is_left_out_without_a_word() -> None:
 
 
 def fake(outcomes: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bool]]:
-    """Run no scenario but note it, and whether it shares the machine; `outcomes` are problems by title."""
+    """Run no scenario but note it, and whether it shares the machine; `outcomes` are problems by name."""
     seen: list[tuple[str, bool]] = []
 
-    def run(name: str, title: str, *, mitogen: bool, shared: bool = False) -> scenarios.Run:
-        assert mitogen == (title == name)
-        seen.append((title, shared))
-        return scenarios.Run(title, 4, 1.0, 1, outcomes.get(title, ""))
+    def run(name: str, *, shared: bool = False) -> scenarios.Run:
+        seen.append((name, shared))
+        return scenarios.Run(name, 4, 1.0, 1, outcomes.get(name, ""))
 
     monkeypatch.setattr(scenarios, "run", run)
     return seen
@@ -102,20 +106,20 @@ def fake(outcomes: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> list[tupl
 
 def test_the_first_has_the_machine_for_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = fake({}, monkeypatch)
-    assert scenarios.run_all(["default", "image", "models"], plain=True) == 0
-    assert seen[:2] == [("default", False), ("default, without Mitogen", False)]
-    assert sorted(seen[2:]) == [("image", True), ("models", True)]
+    assert scenarios.run_all(["default", "image", "models"]) == 0
+    assert seen[0] == ("default", False)
+    assert sorted(seen[1:]) == [("image", True), ("models", True)]
 
 
 def test_nothing_begins_from_what_a_failed_first_left(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = fake({"default": "failed with 2"}, monkeypatch)
-    assert scenarios.run_all(["default", "image"], plain=True) == 1
+    assert scenarios.run_all(["default", "image"]) == 1
     assert seen == [("default", False)]
 
 
 def test_one_failure_is_the_verdict_and_no_end_of_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     seen = fake({"image": "failed with 2"}, monkeypatch)
-    assert scenarios.run_all(["image", "models"], plain=False) == 1
+    assert scenarios.run_all(["image", "models"]) == 1
     assert len(seen) == 2
 
 
@@ -127,7 +131,7 @@ def test_a_scenario_that_shares_the_machine_keeps_its_words_in_a_file(
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     monkeypatch.setattr(scenarios, "ROOT", tmp_path)
-    found = scenarios.run("image", "image", mitogen=True, shared=True)
+    found = scenarios.run("image", shared=True)
     assert found.problem == "failed with 1"
     assert found.budget_min == scenarios.BUDGETS_MIN["image"] * scenarios.SHARED
     assert (tmp_path / "artifacts/image.log").read_text() == "the last words of image\n"

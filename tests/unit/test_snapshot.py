@@ -80,6 +80,7 @@ def test_a_snapshot_is_one_of_the_same_tree(
 ) -> None:
     before = snapshot.key(engine, VARIABLES)
     for other in snapshot.FILES:
+        (tmp_path / other).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / other).write_bytes((snapshot.ROOT / other).read_bytes())
     for folder in snapshot.FOLDERS:
         (tmp_path / folder).symlink_to(snapshot.ROOT / folder)

@@ -391,6 +391,28 @@ def test_the_distributions_engine_and_a_missing_buildx() -> None:
 
 
 @pytest.mark.parametrize(
+    ("release", "silent", "packages"),
+    [
+        ("debian", (), []),
+        ("debian", ("info", "buildx"), ["docker-cli", "docker-buildx"]),
+        ("ubuntu", ("info", "buildx"), ["docker-buildx"]),  # there the client comes with the engine
+        ("debian", ("kill",), ["procps"]),
+        ("plan9", ("kill",), []),
+    ],
+)
+def test_what_the_distributions_engine_lost_is_installed(
+    release: str, silent: tuple[str, ...], packages: list[str]
+) -> None:
+    theirs = {"docker-ce": {"version": ""}, "docker.io": {"version": "26.1.5"}}
+    probe = {
+        "files": {"/etc/os-release": {**OWNED, "content": f"ID={release}\n"}},
+        "packages": theirs,
+        "commands": {"kill": SAID, **dict.fromkeys(silent, MISSING)},
+    }
+    assert engine_rules("26.1.5", probe=probe).value("__docker_engine_to_install") == packages
+
+
+@pytest.mark.parametrize(
     ("installed", "let", "kind", "written", "removed"),
     [
         ("2.9", False, "absent", True, False),

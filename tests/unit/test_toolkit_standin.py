@@ -102,7 +102,8 @@ def test_the_units_lie_where_their_version_puts_them(repository: Path) -> None:
         deb = repository / "stable/deb/amd64" / f"nvidia-container-toolkit-base_{version}_amd64.deb"
         done = subprocess.run(["dpkg-deb", "--contents", str(deb)], check=True, capture_output=True, text=True)
         places[version] = set(re.findall(r"\.(/\S+)/nvidia-cdi-refresh\.(?:path|service)$", done.stdout, re.MULTILINE))
-    assert places == {"1.20.1-1": {"/lib/systemd/system"}, "1.19.0-1": {"/etc/systemd/system"}}
+    moved, before = {"/lib/systemd/system"}, {"/etc/systemd/system"}
+    assert places == {"1.20.2-1": moved, "1.20.1-1": moved, "1.19.0-1": before}
 
 
 def test_only_the_refresh_of_1_19_0_comes_last_at_a_boot() -> None:

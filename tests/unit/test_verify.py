@@ -13,7 +13,7 @@ import yaml
 
 from playbook_runs import ROOT, environment
 
-PLAY = yaml.safe_load((ROOT / "playbooks/verify.yml").read_text())[0]
+(JUDGE,) = yaml.safe_load((ROOT / "playbooks/tasks/verify.yml").read_text())
 
 
 def run(folder: Path, playbook: Path, **variables: Any) -> subprocess.CompletedProcess[str]:
@@ -27,17 +27,17 @@ def run(folder: Path, playbook: Path, **variables: Any) -> subprocess.CompletedP
 
 
 def test_no_login_of_an_address_is_written_down(tmp_path: Path) -> None:
-    write = next(task for one in PLAY["tasks"] for task in one.get("block", [one]) if "ansible.builtin.copy" in task)
+    write = next(task for one in JUDGE["block"] for task in one.get("block", [one]) if "ansible.builtin.copy" in task)
     play = {
         "hosts": "dgx",
         "gather_facts": False,
         "vars": {
-            **PLAY["vars"],
+            **JUDGE["vars"],
             "evidence_dir": str(tmp_path),
             "preflight_found_device": "cpu",
             "preflight_found_gpus": "none",
             "preflight_found_machine": {},
-            "site": PLAY["vars"]["site"].replace("playbook_dir ~ '/..", f"'{ROOT}"),
+            "site": JUDGE["vars"]["site"].replace("playbook_dir ~ '/..", f"'{ROOT}"),
         },
         "tasks": [write],
     }
@@ -69,3 +69,24 @@ def test_a_site_that_cannot_be_read_is_not_called_broken(tmp_path: Path) -> None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     assert (done.returncode, document["verdict"]) == (4, "could not tell"), done.stdout
+
+
+def test_a_vault_that_cannot_be_opened_leaves_a_host_unjudged(tmp_path: Path) -> None:
+    name, word = "hosts.yml", tmp_path / "word"
+    word.write_text("of another vault\n")
+    command = ["ansible-vault", "encrypt_string", "--vault-password-file", str(word), "secret"]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True)
+    sealed = "\n".join(line.strip() for line in done.stdout.splitlines()[1:])
+    host = f"ansible_host: 127.0.0.1\n      ansible_port: 1\n      ansible_password: !vault |\n{indented(sealed)}"
+    (tmp_path / name).write_text(f"dgx:\n  hosts:\n    judged-here:\n      {host}\n")
+    (tmp_path / "group_vars").symlink_to(ROOT / "inventory/group_vars")
+    play = ["ansible-playbook", "--inventory", str(tmp_path / name), str(ROOT / "playbooks/verify.yml")]
+    try:
+        done = subprocess.run(play, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    finally:
+        shutil.rmtree(ROOT / "artifacts" / "judged-here", ignore_errors=True)
+    assert done.returncode == 4, done.stdout + done.stderr
+
+
+def indented(text: str) -> str:
+    return "\n".join(f"        {line}" for line in text.splitlines())

@@ -23,7 +23,7 @@ def shell(script: str) -> str:
     """Run a script on the host; it must succeed."""
     variables = yaml.safe_load((INVENTORY / "hosts.yml").read_text())["dgx"]["hosts"][NAME]
     command = ["docker", "exec", variables["ansible_host"], "bash", "-euo", "pipefail", "-c", script]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
     assert answer.returncode == 0, f"{script}: {answer.stdout}{answer.stderr}"
     return answer.stdout
 
@@ -45,9 +45,9 @@ def test_refused(case: dict[str, Any], check: bool, tmp_path: Path) -> None:
     command = ["ansible-playbook", "--inventory", str(INVENTORY)]
     command += ["--tags", case["tags"]] if "tags" in case else []
     command += ["--extra-vars", f"@{typed}", *(["--check"] if check else [])]
-    shell(case.get("given", "true"))
-    before = files()
     try:
+        shell(case.get("given", "true"))
+        before = files()
         done = subprocess.run(
             [*command, str(ROOT / "site.yml")],
             cwd=ROOT,

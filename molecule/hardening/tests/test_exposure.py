@@ -171,7 +171,7 @@ def test_another_address_with_a_guard_is_served_and_ufw_does_not_stop_it(live: L
     )
     assert done.returncode == 0, done.stdout
     assert reaches(address)
-    (rule,) = (block for block in blocks("sh") if "DOCKER-USER" in block)
+    (rule,) = (block for block in blocks("sh") if "--ctorigdstport" in block)
     assert connects(address, FORWARD_PORT)
     live.shell(
         "apt-get update --quiet=2; DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 ufw", timeout_s=300

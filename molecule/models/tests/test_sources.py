@@ -137,8 +137,10 @@ def test_a_token_is_in_no_log_and_on_no_command_line(
     assert TOKEN not in done.stdout
     assert any(f"{HUB}/answer.py" in line for line in lines)
     assert not any(TOKEN in line for line in lines)
-    for path in (tmp_path / "evidence").rglob("*"):
-        assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+    evidence = [path for path in (tmp_path / "evidence").rglob("*") if path.is_file()]
+    assert evidence
+    for path in evidence:
+        assert TOKEN.encode() not in path.read_bytes(), path
     # Written so that this very search is not what it finds.
     pattern = f"[{TOKEN[0]}]{TOKEN[1:]}"
     kept = "/root /tmp /var/tmp /var/log /run /opt/dgx-comfyui /srv/comfyui /etc"

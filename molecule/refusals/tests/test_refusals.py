@@ -107,7 +107,7 @@ class Sandbox:
     def shell(self, script: str) -> str:
         """Run a script on the host; it must succeed."""
         command = ["docker", "exec", self.container, "bash", "-euo", "pipefail", "-c", script]
-        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        answer = subprocess.run(command, capture_output=True, text=True, check=False, timeout=180)
         assert answer.returncode == 0, f"{script}: {answer.stdout}{answer.stderr}"
         return answer.stdout
 

@@ -89,6 +89,8 @@ def test_a_good_release_takes_over_and_nothing_that_people_made_is_lost(live: Li
         )
     assert done.returncode == 0, done.stdout
     assert "0 jobs were lost" in " ".join(done.stdout.split())
+    ended = done.stdout.partition(f"OUTCOME [{HOST}]")[2]
+    assert f"release {live.state()['current']}, image {current(live)['image']}" in ended
     assert live.shell("ls /srv/comfyui/output/drained_*.png | wc --lines") == "20"
     assert live.state()["proved"][-2:] == [before, live.state()["current"]]
     assert live.shell(f"{SURVIVORS} -print0 | sort -z | xargs -0 sha256sum") == kept
@@ -194,7 +196,7 @@ def test_of_two_changes_at_once_one_waits(live: LiveHost) -> None:
     one = add_release(live, "first", pids_limit=4097)
     two = add_release(live, "second", pids_limit=4098)
     first = live.begin(f"exec {GUARD} activate {one}")
-    time.sleep(0.5)
+    live.shell("timeout 60 sh -c 'until ! flock --nonblock /run/comfyui/lock true; do sleep 0.1; done'")
     status, result, said = activate(live, two)
     first.communicate()
     assert first.returncode == 0

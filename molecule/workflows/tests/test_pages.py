@@ -103,6 +103,26 @@ def test_the_program_says_what_comfyui_says(host: Any) -> None:
     assert "value_not_in_list" in done.stderr
 
 
+def test_the_first_pages_command_submits_a_graph(host: Any) -> None:
+    blocks_of_it = re.findall(r"^```sh\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (command,) = (text for text in blocks_of_it if "curl" in text)
+    answer = json.loads(host.check_output("bash -c %s", command))
+    assert answer["prompt_id"]
+    assert answer["node_errors"] == {}
+
+
+def first_looks() -> list[str]:
+    """What docs/troubleshooting.md has typed first."""
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    (table,) = re.findall(r"^\| command \| what it tells \|\n(.*?)\n\n", page, re.MULTILINE | re.DOTALL)
+    return re.findall(r"^\| `(.+?)` \|", table, re.MULTILINE)
+
+
+@pytest.mark.parametrize("command", first_looks())
+def test_where_to_look_first_there_is_something_to_see(host: Any, command: str) -> None:
+    assert host.check_output("bash -c %s", command)
+
+
 def test_the_settings_on_the_page_are_valid() -> None:
     page = (ROOT / "docs" / "workflows.md").read_text()
     (text,) = re.findall(r"^```yaml\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)

@@ -22,7 +22,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 PACKAGE = HERE / "package"
 ARCHITECTURES = ["amd64", "arm64"]
-VERSIONS = ["1.20.1-1", "1.19.0-1"]
+VERSIONS = ["1.20.2-1", "1.20.1-1", "1.19.0-1"]
 # 2025-01-01: apt refuses a release file from the future, so a day long past.
 EPOCH_S = 1735689600
 RELEASE_DATE = "Wed, 01 Jan 2025 00:00:00 UTC"
