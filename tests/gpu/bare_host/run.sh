@@ -29,6 +29,7 @@ unpack() {
 boot() {
   mkdir -p "$root/srv/serve/blobs" "$root/srv/comfyui/models/checkpoints" "$root/srv/workflows/input" "$root/etc/docker"
   echo '{"dns": ["172.17.0.1"]}' >"$root/etc/docker/daemon.json" # serve.py answers there
+  printf '%s\n' '127.0.0.1 localhost' '172.17.0.1 packages.test' >"$root/etc/hosts"
   mv "$home"/image/blobs/* "$root/srv/serve/blobs/"
   /usr/bin/python3 "$here/boot.py" "$root" "$driver" >"$home/pid"
   enter systemd-run --quiet --unit serve python3 /srv/project/tests/gpu/bare_host/serve.py /srv/serve
