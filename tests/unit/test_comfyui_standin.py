@@ -99,6 +99,15 @@ class Server:
         assert reply.json()["node_errors"] == {}
         return str(reply.json()["prompt_id"])
 
+    def start(self, prompt: Json) -> str:
+        """Queue a prompt that must be accepted, and see it run."""
+        prompt_id = self.submit(prompt)
+        deadline = time.monotonic() + WAIT_S
+        while [job[1] for job in self.call("GET", "/queue").json()["queue_running"]] != [prompt_id]:
+            assert time.monotonic() < deadline, f"{prompt_id} did not start within {WAIT_S} s: {self.log.read_text()}"
+            time.sleep(POLL_S)
+        return prompt_id
+
     def render(self, prompt: Json, **more: Any) -> list[Image.Image]:
         """Images of the one output node of a prompt that must succeed."""
         entry = self.finish(self.submit(prompt, **more))
@@ -477,7 +486,7 @@ def test_view_stays_in_its_folder(server: Server, query: str, status: int) -> No
 
 
 def test_queue_and_history_forget_what_they_are_told(server: Server) -> None:
-    long = server.submit(txt2img("queue_long", steps=10_000))
+    long = server.start(txt2img("queue_long", steps=10_000))
     waiting = server.submit(plain("queue_waits"))
     assert [job[1] for job in server.call("GET", "/queue").json()["queue_pending"]] == [waiting]
     server.call("POST", "/queue", {"delete": [waiting]})
@@ -548,7 +557,8 @@ def test_the_pages_commands_cancel_what_waits_and_what_runs_and_nothing_else(ser
         queue = server.call("GET", "/queue").json()
         return [item[1] for item in [*queue["queue_running"], *queue["queue_pending"]]]
 
-    runs, waits, last = (server.submit(txt2img("page", steps=10_000, seed=seed)) for seed in range(3))
+    runs = server.start(txt2img("page", steps=10_000))
+    waits, last = (server.submit(txt2img("page", steps=10_000, seed=seed)) for seed in (1, 2))
     type_in(cancel, waits)
     assert queued() == [runs, last]
     type_in(cancel, runs)
