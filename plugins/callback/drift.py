@@ -294,24 +294,23 @@ class CallbackModule(CallbackBase):  # type: ignore[misc] # ansible-core has no 
             role = str(result.task._role)
             named = self.named.setdefault(host, {})
             if outcome == FAILED:
-                rows = self.rows[host]
-                rows |= {name: replace(rows[name], outcome=FAILED) for name in named if named[name] == role}
+                self.mark(host, FAILED, lambda row: named.get(row.resource) == role)
             outcome = outcome or (WOULD if result.task.check_mode else REPAIRED)
             if short(action) == "docker_daemon_json" and fields["args"].get("state") == "restarted":
-                rows = self.rows[host]
-                rows |= {name: replace(row, outcome=outcome) for name, row in rows.items() if row.outcome == WAITS}
+                self.mark(host, outcome, lambda row: row.outcome == WAITS)
             if short(action) == "docker_daemon_json" and outcome == FAILED:  # which has put the file back
-                keys, rows = f"{fields['args'].get('path')}: ", self.rows[host]
-                rows |= {
-                    name: replace(row, outcome=FAILED)
-                    for name, row in rows.items()
-                    if name == ENGINE or name.startswith(keys)
-                }
+                keys = f"{fields['args'].get('path')}: "
+                self.mark(host, FAILED, lambda row: row.resource == ENGINE or row.resource.startswith(keys))
             for row in rows_of(action, fields["args"], result.result, seen, outcome):
                 self.rows[host].setdefault(row.resource, row)
                 if short(action) == "drifted":
                     named[row.resource] = role
             self.write(host)
+
+    def mark(self, host: str, outcome: str, which: Callable[[Row], bool]) -> None:
+        """Change what became of the rows that a later result speaks of."""
+        rows = self.rows[host]
+        rows |= {name: replace(row, outcome=outcome) for name, row in rows.items() if which(row)}
 
     def write(self, host: str) -> None:
         """Write what is known of one host: a task of the same run may read it."""

@@ -174,7 +174,7 @@ case "$*" in
   "image inspect --format"*) test -e built && echo sha256:11 ;;
   "image inspect"*) echo '{json.dumps(INSPECTED)}' ;;
   "image history"*) echo '{HISTORY.strip()}' ;;
-  "container ls"*) test -e left && echo 77 || true ;;
+  "container ls"*) ! test -e left || echo 77 ;;
   "container create --name {image.READER} "*) echo 77 ;;
   "container cp {image.READER}:/opt/comfyui/contents.json"*) echo '[{{"name": "einops"}}]' > "$4" ;;
   "container cp {image.READER}:/opt/comfyui/requirements.txt"*) echo "einops==1" > "$4" ;;
